@@ -1,0 +1,209 @@
+"""Contracts of the first panel: what a retrievable unit is, and what finds it.
+
+Values are frozen; scores are "higher is better" and comparable only inside one list of hits; the rank of a hit is
+its position. Text spans are half-open character offsets, `text[start:end]`, in Python's code points.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+Modality = Literal["text", "page", "image", "audio", "video"]
+MODALITIES: tuple[Modality, ...] = ("text", "page", "image", "audio", "video")
+Side = Literal["query", "document"]
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class MediaRef:
+    """A picture, page, clip or file that an item can show: `page` is 1-based, times are seconds."""
+
+    uri: str
+    mime: str
+    page: int | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an item's text stands.
+
+    Attributes:
+        uri: root-relative, forward slashes, first part names the root (`handbook/travel/rates.pdf`).
+        start, end: character offsets in the document's extracted text (for a PDF: in that page's text).
+        page: 1-based page number.
+        box: x0, y0, x1, y1 as fractions of the page or image, origin top left, 0 to 1.
+        start_s, end_s: seconds in an audio or video file.
+    """
+
+    uri: str
+    start: int = 0
+    end: int = 0
+    page: int | None = None
+    box: Box | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One retrievable unit. `meta` is JSON-serialisable; known keys:
+
+    `title` (document title), `headings` (list of section titles above the text), `document` (id of its document),
+    `ordinal` (position in the document, from 0), `mime`, `lines` (list of `[start, end, x0, y0, x1, y1]`: where on
+    the page the characters `text[start:end]` stand), `stripped` (invisible characters removed when it was read).
+    """
+
+    id: str
+    text: str
+    source: Source
+    modality: Modality = "text"
+    media: MediaRef | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The document's title, else its file name."""
+        return str(self.meta.get("title") or self.source.uri.rsplit("/", 1)[-1])
+
+
+@dataclass(frozen=True)
+class Query:
+    """Any mix of text and media, with an optional instruction for encoders that take one."""
+
+    text: str | None = None
+    media: MediaRef | None = None
+    instruction: str | None = None
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An item with its score in one list."""
+
+    item: Item
+    score: float
+
+
+@dataclass(frozen=True)
+class Where:
+    """A filter: every given part must hold, each with any of its values.
+
+    Attributes:
+        ids: item ids.
+        documents: document ids (`item.meta["document"]`).
+        modalities: modalities.
+        uri_prefix: start of `source.uri`.
+    """
+
+    ids: tuple[str, ...] = ()
+    documents: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+    uri_prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Space:
+    """A space of vectors: its name is the field or collection that holds it."""
+
+    name: str
+    kind: Literal["dense", "multi", "sparse"]
+    dim: int
+    metric: Literal["cosine", "ip", "bm25"] = "cosine"
+
+
+Vectors = "np.ndarray | list[np.ndarray]"
+"""dense: float32 (n, dim), unit length for `cosine`; multi: n arrays of float32 (tokens_i, dim)."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """One way into the store: a dense space with a query vector, or the lexical space with the query's text."""
+
+    space: Space
+    vector: np.ndarray | None = None
+    text: str | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """What a store holds."""
+
+    items: int
+    by_modality: Mapping[str, int]
+    spaces: tuple[str, ...]
+    backend: str
+
+
+class Encoder(ABC):
+    """Turns items or queries into vectors of one space, in the order of the input."""
+
+    space: Space
+
+    @abstractmethod
+    def encode(self, inputs: Sequence[Item] | Sequence[Query], side: Side) -> Any:
+        """Vectors of `inputs` (see `Vectors`). An empty input gives an empty array of shape (0, dim)."""
+
+
+class Store(ABC):
+    """Keeps items with their vectors. Every method raises `StoreError` when the backend fails."""
+
+    @abstractmethod
+    def upsert(self, items: Sequence[Item], vectors: Mapping[str, np.ndarray]) -> None:
+        """Insert or replace by id; `vectors[space.name]` is float32 (len(items), dim), finite."""
+
+    @abstractmethod
+    def search(
+        self, routes: Sequence[Route], k: int, where: Where | None = None, fusion: Literal["rrf", "weighted"] = "rrf"
+    ) -> list[Hit]:
+        """The best `k` items over all routes; one route: its own scores; several: fused. Ties by id."""
+
+    @abstractmethod
+    def delete(self, where: Where) -> int:
+        """Delete what matches; returns how many. An empty `Where` is `BadInput`."""
+
+    @abstractmethod
+    def get(self, ids: Sequence[str]) -> list[Item]:
+        """Items by id, in the order asked; unknown ids are left out."""
+
+    @abstractmethod
+    def stats(self) -> StoreStats:
+        """Exact counts of what can be found now."""
+
+
+class Retriever(ABC):
+    """Finds items. `search` gives at most `k` hits, sorted, ties by id; an empty library gives []."""
+
+    @abstractmethod
+    def add(self, items: Sequence[Item]) -> None:
+        """Index `items`; an id already there is replaced."""
+
+    @abstractmethod
+    def delete(self, where: Where) -> int:
+        """Remove what matches; returns how many."""
+
+    @abstractmethod
+    def search(self, query: Query, k: int, where: Where | None = None) -> list[Hit]:
+        """At most `k` hits, best first. `k < 1` or a query without text and media is `BadInput`."""
+
+    @abstractmethod
+    def stats(self) -> StoreStats:
+        """What it holds."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write everything `open` needs into `folder`."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, folder: Path) -> Retriever:
+        """The retriever that was saved in `folder`."""

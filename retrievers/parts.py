@@ -1,0 +1,32 @@
+"""What a system's `load` door may ask for: settings, and models that several systems share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ..settings import Settings
+    from .base import Encoder
+    from .lm import LM
+
+
+class Parts(Protocol):
+    """Given to `System.load(card, parts)`. Each model is loaded once and shared by all who ask.
+
+    Raises:
+        MissingWeights: from `encoder` and `lm`, when the profile's model is not on this machine.
+    """
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the session."""
+
+    @property
+    def device(self) -> str:
+        """The torch device, `"cpu"` or `"cuda"`."""
+
+    def encoder(self) -> Encoder:
+        """The profile's dense encoder."""
+
+    def lm(self) -> LM:
+        """The profile's small language model."""

@@ -1,0 +1,164 @@
+"""Contract of the readers: a file becomes a document, a document is sections, and a section is text that knows where
+it stands. The words that readers share (cleaning, titles, errors about files) are here too."""
+
+from __future__ import annotations
+
+import html
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import regex
+
+from ...errors import UnreadableFile
+
+if TYPE_CHECKING:
+    from ..base import MediaRef, Modality
+
+Line = tuple[int, int, float, float, float, float]
+"""`start, end, x0, y0, x1, y1`: where the characters `text[start:end]` stand, as fractions of the page or image."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of one file is read before it is refused.
+
+    Attributes:
+        max_bytes: size of the file.
+        max_pixels: width times height of an image, before decoding.
+        max_pages: pages of a PDF.
+        ocr_edge: longest edge in pixels of what text recognition sees; larger pictures are scaled down to it (very
+            long ones are cut into tiles first).
+    """
+
+    max_bytes: int = 64_000_000
+    max_pixels: int = 64_000_000
+    max_pages: int = 2000
+    ocr_edge: int = 2000
+
+
+@dataclass(frozen=True)
+class Section:
+    """A run of text under one heading.
+
+    The texts of all sections of a document, or of one page where it has pages, follow each other without a gap:
+    joined they are the extracted text that offsets in `Source` count in. A section that has a heading begins with
+    the line that shows it.
+
+    Attributes:
+        page: 1-based.
+        headings: titles above the text, outermost first.
+        lines: sorted, without overlap; empty where the format has no layout.
+        media: what can be shown for this section.
+        start_s, end_s: seconds, for audio and video.
+        meta: JSON-serialisable, copied to each item (`ocr`: the text was recognised in a picture; `named`: there was
+            no text, the words are those of the file name).
+    """
+
+    text: str
+    modality: Modality = "text"
+    page: int | None = None
+    headings: tuple[str, ...] = ()
+    lines: tuple[Line, ...] = ()
+    media: MediaRef | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a reader makes of one file. `meta["stripped"]` counts the invisible characters that `clean` removed."""
+
+    uri: str
+    title: str
+    mime: str
+    sections: tuple[Section, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Reader(ABC):
+    """Reads the formats `mimes`. Stateless: one instance serves all threads."""
+
+    mimes: frozenset[str]
+
+    @abstractmethod
+    def read(self, file: BinaryIO, uri: str, mime: str, limits: Limits) -> Document:
+        """The document in `file` (seekable, at its start, the only handle that is ever opened on it).
+
+        Raises:
+            UnreadableFile: damaged, encrypted, empty of content, or above one of `limits`.
+        """
+
+
+def unreadable(uri: str, what: str, hint: str) -> UnreadableFile:
+    """An error about the file `uri`, which `what` describes."""
+    return UnreadableFile(f"`{uri}` {what}.", hint)
+
+
+def file_name(uri: str) -> str:
+    """The last part of `uri`."""
+    return PurePosixPath(uri).name or uri
+
+
+def name_words(uri: str) -> str:
+    """The words of the file's name, for a picture without text.
+
+    >>> name_words("trip/oslo_harbour-2024.jpg")
+    'oslo harbour 2024'
+    """
+    return re.sub(r"[\W_]+", " ", PurePosixPath(uri).stem).strip() or file_name(uri)
+
+
+def one_line(text: str) -> str:
+    """`text` with entities resolved, cleaned, and white space collapsed: a title, a cell, a caption."""
+    return " ".join(clean(html.unescape(text))[0].split())
+
+
+_NEWLINE = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+_FLAG = "\U0001f3f4(?:{})\U000e007f".format(
+    "|".join("".join(chr(0xE0000 + ord(letter)) for letter in land) for land in ("gbeng", "gbsct", "gbwls"))
+)
+_INVISIBLE = re.compile(
+    f"(?P<flag>{_FLAG})|["
+    "\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffc\ufffe\uffff\ud800-\udfff"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+_JOINED = r"[\p{L}\p{M}--[\p{Latin}\p{Greek}\p{Cyrillic}\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]]"
+_MEANT = regex.compile(
+    rf"""(?V1)
+      (?<=[\p{{Extended_Pictographic}}\p{{Emoji_Modifier}}]\uFE0F?) \u200D (?=\p{{Extended_Pictographic}})
+    | (?<={_JOINED}) [\u200C\u200D] (?={_JOINED})
+    | (?<=[[\p{{Emoji}}\p{{Extended_Pictographic}}]--[0-9#*]]) [\uFE0E\uFE0F]
+    | (?<=[0-9#*]) \uFE0F (?=\u20E3)
+    | (?<=\p{{Han}}) [\uFE00-\uFE0F\U000E0100-\U000E01EF]
+    | (?<=\p{{Mongolian}}) [\u180B-\u180F]
+    """,
+    regex.VERBOSE,
+)
+
+
+def clean(text: str) -> tuple[str, int]:
+    """`text` without what a reader cannot see, and how many characters that took away.
+
+    Line ends become `\\n`. Removed are control and format characters (zero width, bidirectional, tags, soft hyphens,
+    byte-order marks), lone surrogates and stray variation selectors. Kept are joiners and selectors where they
+    change what is seen: inside emoji, between letters of scripts that join, after an ideograph. The text is not
+    normalised otherwise: offsets and quotations are those of the file.
+
+    >>> clean("a\\u200bb\\r\\nc\\x00")
+    ('ab\\nc', 2)
+    """
+    text = _NEWLINE.sub("\n", text)
+    kept, before = _INVISIBLE.sub(_what_is_meant, text), text
+    while len(kept) < len(before):  # what stood next to a removed character may have lost its meaning
+        kept, before = _INVISIBLE.sub(_what_is_meant, kept), kept
+    return kept, len(text) - len(kept)
+
+
+def _what_is_meant(match: re.Match[str]) -> str:
+    return match.group() if match["flag"] or _MEANT.match(match.string, match.start()) else ""

@@ -1,0 +1,128 @@
+"""Settings: which models each stage uses (a profile), where things live, and the limits.
+
+Precedence, weakest first: the packaged `manifests/profiles.toml`, `profiles.toml` in the home folder, environment
+variables `TRIPTYCH_<FIELD>`, keyword arguments of `Settings.load`.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .errors import BadInput
+
+_PATHS = ("home",)
+_INTEGERS = ("max_tokens", "max_tokens_cap", "depth", "threads")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One resolved configuration.
+
+    Attributes:
+        home: folder of `libraries/` and `weights/`.
+        profile: the profile these settings came from.
+        encoder, reranker, refiner: system ids (see `triptych systems`), `"none"` where a stage is off.
+        lm: the weights of the small language model that perplexity systems use.
+        store_uri: `""` for Milvus Lite inside the library's folder, else the URI of a Milvus server.
+        tokenizer: what budgets are counted in.
+        max_tokens, max_tokens_cap: default and largest budget of tools that return evidence.
+        depth: how many hits are searched and reranked.
+        quality: `"default"` keeps the latency bar, `"high"` takes the better and slower systems.
+        precision: `"auto"` (bfloat16 where the processor computes in it, else float32), `"float32"`, `"bfloat16"`.
+        threads: torch threads, 0 for torch's own choice.
+    """
+
+    home: Path
+    profile: str = "embedded"
+    encoder: str = "all_minilm_l6_v2"
+    reranker: str = "maxsim"
+    refiner: str = "llmlingua"
+    lm: str = "smollm2_135m_instruct"
+    store_uri: str = ""
+    tokenizer: str = "o200k_base"
+    max_tokens: int = 6000
+    max_tokens_cap: int = 20000
+    depth: int = 50
+    quality: str = "default"
+    precision: str = "auto"
+    threads: int = 0
+
+    @property
+    def libraries(self) -> Path:
+        """The folder that holds named libraries."""
+        return self.home / "libraries"
+
+    @property
+    def weights(self) -> Path:
+        """The folder that holds pulled model files."""
+        return self.home / "weights"
+
+    @classmethod
+    def load(cls, profile: str | None = None, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+        """Settings of `profile` (default: `TRIPTYCH_PROFILE`, else `embedded`) with everything laid over it.
+
+        Raises:
+            BadInput: an unknown profile or field, or a value of the wrong type.
+        """
+        environ = os.environ if environ is None else environ
+        home = Path(overrides.pop("home", None) or environ.get("TRIPTYCH_HOME") or _default_home()).expanduser()
+        name = profile or environ.get("TRIPTYCH_PROFILE") or "embedded"
+        table = _profile_table(home)
+        if name not in table:
+            raise BadInput(f"Unknown profile `{name}`.", f"Use one of: {', '.join(sorted(table))}.")
+        given = {key: value for key, value in overrides.items() if value is not None}
+        chosen: dict[str, Any] = {**table[name], **_from_environment(environ), **given}
+        return replace(cls(home=home, profile=name), **{key: _typed(key, value) for key, value in chosen.items()})
+
+
+def _default_home() -> Path:
+    from platformdirs import user_data_path
+
+    return user_data_path("triptych", appauthor=False)
+
+
+def _profile_table(home: Path) -> dict[str, dict[str, Any]]:
+    packaged = tomllib.loads((resources.files(__package__) / "manifests" / "profiles.toml").read_text("utf-8"))
+    own = home / "profiles.toml"
+    if not own.is_file():
+        return packaged
+    try:
+        extra = tomllib.loads(own.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        message = f"`profiles.toml` in the home folder is not valid TOML: {error}."
+        raise BadInput(message, "Mend or remove it.") from None
+    for name, profile in extra.items():
+        if not isinstance(profile, dict):
+            message = f"`{name}` in the home folder's `profiles.toml` is not a profile."
+            raise BadInput(message, "Settings stand under a heading such as `[embedded]`.")
+    return {name: {**packaged.get(name, {}), **extra.get(name, {})} for name in {*packaged, *extra}}
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    names = {field.name for field in fields(Settings)} - {"home", "profile"}
+    return {name: environ[f"TRIPTYCH_{name.upper()}"] for name in names if environ.get(f"TRIPTYCH_{name.upper()}")}
+
+
+def _typed(name: str, value: Any) -> Any:
+    known = [field.name for field in fields(Settings)]
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        raise BadInput(f"Unknown setting `{name}`.", f"Did you mean `{near[0]}`?" if near else "")
+    if name in _PATHS:
+        return Path(value)
+    if name not in _INTEGERS:
+        return str(value)
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        raise BadInput(f"Setting `{name}` is `{value}`.", "It must be a whole number.") from None
+    if number < 0:
+        raise BadInput(f"Setting `{name}` is `{number}`.", "It cannot be negative.")
+    return number
