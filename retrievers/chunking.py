@@ -5,9 +5,26 @@ All spans are half-open character offsets, `text[start:end]`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from base64 import b32encode
+from bisect import bisect_right
+from hashlib import sha256
+from itertools import groupby, pairwise
+from os.path import commonprefix
+from typing import TYPE_CHECKING, Any
 
 import regex
+
+from .. import progress
+from .base import Item, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .base import Box
+    from .readers.base import Document, Line, Section
+
+CHUNK_PIECES = 180
+"""Most word pieces of a passage, as `pieces` counts them; 99 of 100 are then at most 256 in an uncased vocabulary."""
 
 UNIT_PIECES = 110
 """A sentence or row above this many word pieces (about 80 English words) is split at clauses, then words."""
@@ -25,6 +42,18 @@ _CJK_END = regex.compile(rf"[。！？｡]+{_CLOSERS}\s*")
 _PLAIN_END = regex.compile(r"\b\p{Ll}{5,}[.!?]\s+(?=\p{Lu})")  # sentencex skips it after an odd parenthesis
 _CLAUSE_END = regex.compile(r"[,;:，；：、—–…]" + _CLOSERS + r"\s*$")
 
+_TABLE_RULE = regex.compile(r"\|[-:| ]+\|?")
+_BLANK_LINES = regex.compile(r"(?:[^\S\n]*\n)*")
+_PREPENDED = regex.compile(r"\p{GCB=Prepend}")
+
+_AFTER_HEADING = 9.0  # a heading or the head of a table from what is below it
+_BEFORE_SECTION = -0.5
+_AFTER_LEAD_IN = 0.5
+_AFTER_PARAGRAPH = 0.0
+_AFTER_ROW = 0.3
+_AFTER_SENTENCE = 0.5
+_INSIDE_SENTENCE = 1.5
+
 _MARKER = regex.compile(
     r"\s*(?:[-*+•◦▪‣·–]\s|\d{1,3}[.)]\s|[(（][\p{L}\d]{1,3}[)）]|[一二三四五六七八九十]+[、.]|\||#{1,6}\s|>|```|~~~)"
 )
@@ -36,6 +65,152 @@ _CODE_END = regex.compile(r"(?:[{};\[]|\"|\d|true|false|null)[,;]?\s*$")
 _FENCE = regex.compile(r"\s*(?:```|~~~)")
 _STAMP = regex.compile(r"[^\s]*\d[^\s]*")
 _SHORTEST_WRAPPED = 30
+
+
+def passage_id(uri: str, content_hash: str, ordinal: int) -> str:
+    """The id of passage `ordinal` of a file: 13 characters, the same for the same file, content and cut."""
+    return _short_hash(f"{uri}\0{content_hash}\0{ordinal}")
+
+
+def document_id(uri: str) -> str:
+    """The id of the document `uri`, whatever it holds: 13 characters."""
+    return _short_hash(uri)
+
+
+def _short_hash(text: str) -> str:
+    return b32encode(sha256(text.encode("utf-8", "surrogatepass")).digest()).decode().lower()[:13]
+
+
+def chunk(document: Document, content_hash: str, limit: int = CHUNK_PIECES) -> list[Item]:
+    """The passages of `document`, in order, each at most `limit` word pieces (one grapheme at least).
+
+    A passage is a run of whole sentences and rows of one page; its `text` is the page's text (a document's, where
+    there are no pages) from `source.start` to `source.end`. Cuts fall where they break the least: before a heading,
+    between paragraphs, rows, sentences, and not between a heading and its text. Only white space between passages is
+    left out.
+    """
+    items: list[Item] = []
+    for _, group in groupby(document.sections, key=lambda s: (s.page, s.modality, s.start_s, s.end_s)):
+        progress.step(len(items), None, document.title)
+        run = _Run(list(group))
+        items += [
+            _item(document, content_hash, len(items) + n, run, span) for n, span in enumerate(run.passages(limit))
+        ]
+    return items
+
+
+class _Run:
+    """Sections whose texts follow each other: a page, or a document without pages."""
+
+    def __init__(self, sections: Sequence[Section]) -> None:
+        self.sections = sections
+        self.text = "".join(section.text for section in sections)
+        self.starts: list[int] = []
+        self.lines: list[Line] = []
+        self.heads: dict[int, int] = {}  # where a section with a heading begins: the end of the line that shows it
+        start = 0
+        for section in sections:
+            self.starts.append(start)
+            self.lines += [(start + a, start + b, *box) for a, b, *box in section.lines]
+            if section.headings:
+                end = section.text.find("\n")
+                self.heads[start] = start + (end if end >= 0 else len(section.text))
+            start += len(section.text)
+
+    def passages(self, limit: int) -> list[tuple[int, int]]:
+        """Spans of the passages, by the cheapest cuts.
+
+        A passage costs the square of the share of `limit` that it leaves unused; a cut costs what it breaks.
+        """
+        units = self._units(limit)
+        sizes = [max(1, pieces(self.text[start:end])) for start, end in units]
+        costs = [0.0, *(self._cost(before, after) for before, after in pairwise(units)), 0.0]
+        best = [(0.0, 0)]  # per cut: the cost of everything before it, and where its passage begins
+        for cut in range(1, len(units) + 1):
+            size, cheapest = 0, (float("inf"), 0)
+            for first in range(cut - 1, -1, -1):
+                size += sizes[first]
+                if size > limit and first < cut - 1:
+                    break
+                cheapest = min(cheapest, (best[first][0] + costs[cut] + max(0.0, 1 - size / limit) ** 2, first))
+            best.append(cheapest)
+        spans: list[tuple[int, int]] = []
+        end = len(units)
+        while end:
+            first = best[end][1]
+            spans.append(_trimmed(self.text, units[first][0], units[end - 1][1]))
+            end = first
+        return spans[::-1]
+
+    def _units(self, limit: int) -> list[tuple[int, int]]:
+        """Sentences and rows that do not reach over the edge of a section or heading."""
+        edges = sorted({0, len(self.text), *self.starts, *self.heads.values()})
+        spans = [(low + a, low + b) for low, high in pairwise(edges) for a, b in sentences(self.text[low:high])]
+        return [part for span in spans for part in _shorter(self.text, span, min(limit, UNIT_PIECES))]
+
+    def lines_in(self, start: int, end: int) -> list[list[float]]:
+        """Lines that the span touches, their offsets counted from its start."""
+        low = bisect_right(self.lines, start, key=lambda line: line[1])
+        high = bisect_right(self.lines, end - 1, key=lambda line: line[0])
+        return [
+            [max(a, start) - start, min(b, end) - start, *(round(x, 4) for x in box)]
+            for a, b, *box in self.lines[low:high]
+        ]
+
+    def section_at(self, position: int) -> int:
+        """The index of the section that holds the character at `position`."""
+        return bisect_right(self.starts, position) - 1
+
+    def _cost(self, before: tuple[int, int], after: tuple[int, int]) -> float:
+        """What a cut between two neighbouring units breaks."""
+        text = self.text[slice(*before)].rstrip()
+        section = self.section_at(before[0])
+        if before[0] < self.heads.get(self.starts[section], 0) or _TABLE_RULE.fullmatch(text.strip()):
+            return _AFTER_HEADING
+        if section < self.section_at(after[0]):
+            return _BEFORE_SECTION
+        begin = after[1] - len(self.text[slice(*after)].lstrip())
+        breaks = self.text.count("\n", before[0] + len(text), begin)
+        if breaks:
+            lead_in = _AFTER_LEAD_IN if text.endswith((":", "：")) else 0.0
+            return lead_in + (_AFTER_PARAGRAPH if breaks > 1 else _AFTER_ROW)
+        return _AFTER_SENTENCE if _SENTENCE_END.search(text + " ") or _CJK_END.search(text) else _INSIDE_SENTENCE
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """The span without blank lines before it and white space after it."""
+    body = text[start:end]
+    start += _BLANK_LINES.match(body).end()
+    stop = start + len(text[start:end].rstrip())
+    return start, stop + 1 if stop < end and _PREPENDED.match(text, stop - 1) else stop
+
+
+def _item(document: Document, content_hash: str, ordinal: int, run: _Run, span: tuple[int, int]) -> Item:
+    start, end = span
+    first = run.sections[0]
+    inside = run.sections[run.section_at(start) : run.section_at(end - 1) + 1]
+    lines = run.lines_in(start, end)
+    meta: dict[str, Any] = {
+        "title": document.title,
+        "headings": list(commonprefix([section.headings for section in inside])),
+        "document": document_id(document.uri),
+        "ordinal": ordinal,
+        "mime": document.mime,
+        "stripped": document.meta.get("stripped", 0),
+        **first.meta,
+    }
+    if lines:
+        meta["lines"] = lines
+    source = Source(document.uri, start, end, first.page, _around(lines), first.start_s, first.end_s)
+    id = passage_id(document.uri, content_hash, ordinal)
+    return Item(id, run.text[start:end], source, first.modality, first.media, meta)
+
+
+def _around(lines: Sequence[Sequence[float]]) -> Box | None:
+    if not lines:
+        return None
+    x0, y0, x1, y1 = zip(*(line[2:] for line in lines), strict=True)
+    return min(x0), min(y0), max(x1), max(y1)
 
 
 def pieces(text: str) -> int:
@@ -63,7 +238,7 @@ def sentences(text: str) -> list[tuple[int, int]]:
         if not is_row:
             cuts.update(start + cut for cut in _sentence_cuts(text[start:end]))
     spans = _spans(text, sorted(_whole_graphemes(text, cuts)))
-    return [part for span in spans for part in _shorter(text, span)]
+    return [part for span in spans for part in _shorter(text, span, UNIT_PIECES)]
 
 
 def _sentence_cuts(paragraph: str) -> Iterator[int]:
@@ -87,7 +262,7 @@ def _spans(text: str, cuts: list[int]) -> list[tuple[int, int]]:
     """Neighbouring cuts as spans, blank ones given to the span before (the first: to the span after)."""
     spans: list[tuple[int, int]] = []
     start = 0
-    for low, high in zip(cuts, cuts[1:], strict=False):
+    for low, high in pairwise(cuts):
         if text[low:high].isspace():
             if spans:
                 spans[-1] = (spans[-1][0], high)
@@ -115,7 +290,7 @@ def _paragraphs(text: str) -> Iterator[tuple[int, int, bool]]:
     for line in text.splitlines(keepends=True):
         if not before.strip():
             width = _block_width(text, position)
-        if position and (fenced or not _continues(before, line, text[start:position], width)):
+        if position and (fenced or not _continues(before, line, text[start : start + 80], width)):
             yield start, position, is_row
             start = position
         if _FENCE.match(line):
@@ -164,15 +339,15 @@ def _same_stamp(before: str, line: str) -> bool:
     return len(shapes) == 2 and shapes[0] == shapes[1]
 
 
-def _shorter(text: str, span: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """`span` cut into parts of at most `UNIT_PIECES` (one grapheme at least)."""
-    if pieces(text[slice(*span)]) <= UNIT_PIECES:
+def _shorter(text: str, span: tuple[int, int], limit: int) -> Iterator[tuple[int, int]]:
+    """`span` cut into parts of at most `limit` pieces (one grapheme at least)."""
+    if pieces(text[slice(*span)]) <= limit:
         yield span
         return
     start, clause, size, at_clause = span[0], span[0], 0, 0
     for low, high in _words(text, *span):
         cost = pieces(text[low:high])
-        if size + cost > UNIT_PIECES and low > start:
+        if size + cost > limit and low > start:
             cut = clause if at_clause * 2 >= size else low
             yield start, cut
             start, size = cut, size - at_clause if cut == clause else 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 import html
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -87,7 +87,7 @@ class Reader(ABC):
 
     @abstractmethod
     def read(self, file: BinaryIO, uri: str, mime: str, limits: Limits) -> Document:
-        """The document in `file` (seekable, at its start, the only handle that is ever opened on it).
+        """The document in `file` (seekable, at its start, already within `limits.max_bytes`).
 
         Raises:
             UnreadableFile: damaged, encrypted, empty of content, or above one of `limits`.
@@ -116,6 +116,17 @@ def name_words(uri: str) -> str:
 def one_line(text: str) -> str:
     """`text` with entities resolved, cleaned, and white space collapsed: a title, a cell, a caption."""
     return " ".join(clean(html.unescape(text))[0].split())
+
+
+def by_headings(text: str, headings: Sequence[tuple[int, int, str]]) -> Iterator[Section]:
+    """`text` cut at its headings, each given as offset, level (1 is the highest) and title, in order."""
+    starts = [start for start, _, _ in headings] + [len(text)]
+    if text[: starts[0]]:
+        yield Section(text[: starts[0]])
+    path: list[tuple[int, str]] = []
+    for (start, level, title), end in zip(headings, starts[1:], strict=True):
+        path = [*((above, name) for above, name in path if above < level), (level, title)]
+        yield Section(text[start:end], headings=tuple(name for _, name in path))
 
 
 _NEWLINE = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")

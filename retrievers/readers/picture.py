@@ -1,4 +1,4 @@
-"""The picture of a page or image, downscaled for a model to look at."""
+"""What a passage looks like: its page or image, scaled down and encoded for a viewer."""
 
 from __future__ import annotations
 
@@ -6,69 +6,57 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from ...errors import UnreadableFile, Unsupported
+from .base import Limits, unreadable
+from .detect import kind_of, opened
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from PIL.Image import Image
 
-_POINTS_PER_INCH = 72
+_LARGEST_PNG = 400_000
+_JPEG_QUALITY = 85
 
 
 @dataclass(frozen=True)
 class Picture:
-    """JPEG bytes with their size in pixels."""
+    """An encoded image (`image/png` or `image/jpeg`) of `width` by `height` pixels."""
 
+    mime: str
     image: bytes
     width: int
     height: int
-    mime: str = "image/jpeg"
 
 
-def picture(path: Path, uri: str, mime: str, page: int | None, max_edge: int) -> Picture:
-    """`page` (1-based) of a PDF, or an image file, with its longer edge at most `max_edge` pixels.
+def picture(
+    path: Path, uri: str, mime: str, page: int | None, max_edge: int, limits: Limits | None = None
+) -> Picture:
+    """Page `page` (1-based) of the PDF or picture at `path`, its longer side at most `max_edge` pixels.
+
+    Drawings are given as PNG; photographs, and what would be large as PNG, as JPEG.
 
     Raises:
-        Unsupported: the file has no pages and is no image.
-        UnreadableFile: it cannot be decoded, or has no such page.
+        UnreadableFile: as `read`; or the file is no longer of kind `mime`, or has no such page.
     """
-    if mime == "application/pdf":
-        image = _pdf_page(path, uri, page or 1, max_edge)
-    elif mime.startswith("image/"):
-        image = _image_file(path, uri)
-    else:
-        raise Unsupported(f"`{uri}` is `{mime}` and has nothing to look at.", "Use `fetch` for its text.")
-    image.thumbnail((max_edge, max_edge))
-    out = BytesIO()
-    image.convert("RGB").save(out, "JPEG", quality=80)
-    return Picture(out.getvalue(), image.width, image.height)
+    from . import image, pdf
+
+    limits = limits or Limits()
+    file = opened(path, uri, limits)
+    found = kind_of(file, uri)
+    if found != mime:
+        raise unreadable(uri, f"was {mime} and is now {found}", "Index it again.")
+    if mime == pdf.PDF:
+        return _encoded(pdf.render(file.read(), uri, page or 1, max_edge), lossless=True)
+    if mime in image.FORMATS:
+        return _encoded(image.render(file, uri, mime, page or 1, max_edge, limits), lossless=mime != "image/jpeg")
+    raise unreadable(uri, f"is {mime}, which cannot be shown as a picture", "Read its text instead.")
 
 
-def _pdf_page(path: Path, uri: str, page: int, max_edge: int) -> Image:
-    import pypdfium2
-
-    try:
-        document = pypdfium2.PdfDocument(path)
-    except pypdfium2.PdfiumError as error:
-        raise UnreadableFile(f"`{uri}` cannot be opened as a PDF: {error}.", "Index it again.") from None
-    try:
-        if not 1 <= page <= len(document):
-            raise UnreadableFile(f"`{uri}` has no page `{page}`.", f"It has {len(document)}.")
-        sheet = document[page - 1]
-        scale = min(max_edge / max(sheet.get_size()), 300 / _POINTS_PER_INCH)
-        made: Image = sheet.render(scale=scale).to_pil()
-        return made
-    finally:
-        document.close()
-
-
-def _image_file(path: Path, uri: str) -> Image:
-    from PIL import Image as images
-    from PIL import ImageOps, UnidentifiedImageError
-
-    try:
-        with images.open(path) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except (UnidentifiedImageError, OSError, images.DecompressionBombError) as error:
-        raise UnreadableFile(f"`{uri}` cannot be decoded: {error}.", "Index it again.") from None
+def _encoded(picture: Image, *, lossless: bool) -> Picture:
+    png, jpeg = BytesIO(), BytesIO()
+    if lossless:
+        picture.save(png, "PNG", optimize=True)
+        if png.tell() <= _LARGEST_PNG:
+            return Picture("image/png", png.getvalue(), picture.width, picture.height)
+    picture.save(jpeg, "JPEG", quality=_JPEG_QUALITY)
+    return Picture("image/jpeg", jpeg.getvalue(), picture.width, picture.height)

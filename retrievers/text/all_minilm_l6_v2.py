@@ -21,7 +21,7 @@ import numpy as np
 from ...errors import BadInput, MissingWeights, Unsupported
 from ...progress import step
 from ..base import Encoder, Item, Query, Side, Space
-from ..precision import dtype
+from ..loading import batches, dtype, quiet
 from ..searchable import searchable_text
 
 if TYPE_CHECKING:
@@ -99,15 +99,16 @@ class AllMiniLM(Encoder):
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
             if not (folder / name).is_file():
                 raise MissingWeights(f"`{WEIGHTS}` has no `{name}`.", "Run `triptych pull embedded`.")
-        model = BertModel.from_pretrained(
-            folder,
-            dtype=dtype(precision, device),
-            attn_implementation="sdpa",
-            add_pooling_layer=False,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
+        with quiet():
+            model = BertModel.from_pretrained(
+                folder,
+                dtype=dtype(precision, device),
+                attn_implementation="sdpa",
+                add_pooling_layer=False,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
         return cls(model.eval().to(device), Tokenizer.from_file(str(folder / "tokenizer.json")))
 
     @classmethod
@@ -197,22 +198,6 @@ class AllMiniLM(Encoder):
             attention = None if mask.all() else torch.from_numpy(mask).to(device)
             output = self.model(input_ids=torch.from_numpy(ids).to(device), attention_mask=attention)
         return output.last_hidden_state.float()
-
-
-def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indexes in batches of like length, longest first, each at most `budget` when padded (but at least one index).
-
-    >>> list(batches([3, 9, 4], 10))
-    [[1], [2, 0]]
-    """
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 def windows(length: int, size: int, overlap: int) -> Iterator[tuple[int, int, int, int]]:

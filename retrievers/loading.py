@@ -1,7 +1,9 @@
-"""Which number format a model computes in on this machine."""
+"""How models are loaded and fed: the number format this machine computes in, quietly, in batches of like length."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..errors import BadInput
@@ -41,3 +43,35 @@ def _computes_bfloat16(device: str) -> bool:
         found = torch.cpu.get_capabilities()
         return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
     return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within this block transformers shows no progress bars and logs errors only: a library does not write to stderr."""
+    from transformers.utils import logging
+
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indexes in batches of like length, longest first, each at most `budget` when padded (but at least one index).
+
+    >>> list(batches([3, 9, 4], 10))
+    [[1], [2, 0]]
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

@@ -1,0 +1,51 @@
+# make demo | test | check | dist | bench | weights | clean
+# PYTHON picks the interpreter that makes .venv; TRIPTYCH_HOME is where weights and libraries of this checkout live.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PULL := $(VENV)/bin/triptych pull embedded
+export TRIPTYCH_HOME ?= $(CURDIR)/.triptych
+export MYPYPATH := .types
+
+.PHONY: demo test check dist bench weights clean
+
+demo: $(VENV)/.installed-mcp
+	$(PULL)
+	$(VENV)/bin/triptych demo
+
+test: $(VENV)/.installed-test,check
+	$(PULL)
+	$(PY) -m pytest
+
+check: $(VENV)/.installed-test,check
+	mkdir -p .types && ln -sfn .. .types/triptych
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy -p triptych
+	$(PY) -m mypy --config-file tests/mypy.ini tests
+
+dist: $(VENV)/.installed-test,check
+	rm -rf dist build/export
+	$(PY) .ci/export.py build/export
+	$(PY) -m pip wheel --no-deps --no-build-isolation --wheel-dir dist build/export
+	rm -rf build/export
+
+weights: $(VENV)/.installed-mcp
+	$(PULL)
+
+bench: $(VENV)/.installed-bench
+	$(PULL)
+	$(PY) benchmarks/handshake.py
+
+clean:
+	rm -rf build dist .types .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# One stamp for each set of extras: a second run installs nothing until pyproject.toml changes.
+$(VENV)/.installed-%: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Triptych needs Python 3.11 or newer; name one with: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check --editable '.[$*]'
+	touch $@

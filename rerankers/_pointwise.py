@@ -1,0 +1,104 @@
+"""What rerankers share that read one passage at a time: limits, checks, the first stage's say, and a stable order."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..errors import BadInput, Unsupported
+from ..progress import step
+from ..retrievers.base import Hit, Item
+from .base import Limits, Ranking
+
+PRIOR_RANKS = 10
+"""How fast the first stage's say fades: at this rank (from 0) it is worth half of what it is at the top."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """One passage read: its score and how many tokens that took."""
+
+    score: float
+    tokens: int
+
+
+def rank(
+    hits: Sequence[Hit],
+    limits: Limits | None,
+    read: Callable[[Sequence[Item]], list[Read]],
+    *,
+    prior: float = 0.0,
+    at_once: int = 1,
+) -> Ranking:
+    """`hits` by `read` score plus `prior` times the first stage's say, in first-stage order where these are equal.
+
+    Hits are read from the top, `at_once` in one go, until they end or a limit is reached; a time limit is looked at
+    before each go. What was not read follows behind in its old order, with the lowest score of what was.
+
+    Args:
+        read: scores of items, in their order; one model call per item.
+        prior: weight of `first_stage`.
+
+    Raises:
+        BadInput: a score that came in is not a number.
+        Unsupported: a score of the model is not a number.
+    """
+    if any(math.isnan(hit.score) for hit in hits):
+        wrong = next(hit for hit in hits if math.isnan(hit.score))
+        raise BadInput(f"The hit `{wrong.item.id}` has the score `nan`.", "Scores are finite numbers.")
+    if len(hits) < 2:
+        return Ranking(tuple(hits))
+    limits = limits or Limits()
+    depth, reason = _depth(len(hits), limits)
+    start = time.monotonic()
+    found: list[Read] = []
+    for first in range(0, depth, at_once):
+        if limits.seconds is not None and time.monotonic() - start >= limits.seconds:
+            reason = f"{limits.seconds:g} s passed after {first} of {len(hits)} hits"
+            break
+        step(first, depth, "hits")
+        found += read([hit.item for hit in hits[first : min(first + at_once, depth)]])
+    return Ranking(
+        hits=_ordered(hits, found, prior),
+        calls=len(found),
+        tokens=sum(one.tokens for one in found),
+        complete=reason is None,
+        reason=reason,
+    )
+
+
+def first_stage(scores: Sequence[float]) -> list[float]:
+    """The first stage's say from 1 downwards: `10 / (10 + rank)`, equal scores at the same (better) rank.
+
+    It depends on the order alone, so it means the same for every first stage, and nothing where all scores are equal.
+
+    >>> first_stage([0.9, 0.4, 0.4])
+    [1.0, 0.9090909090909091, 0.9090909090909091]
+    """
+    best: dict[float, int] = {}
+    for place, score in enumerate(sorted(scores, reverse=True)):
+        best.setdefault(score, place)
+    return [PRIOR_RANKS / (PRIOR_RANKS + best[score]) for score in scores]
+
+
+def _depth(n: int, limits: Limits) -> tuple[int, str | None]:
+    given = {"depth": limits.depth, "calls": limits.calls}
+    name, value = min(((k, v) for k, v in given.items() if v is not None), key=lambda kv: kv[1], default=("", n))
+    if value < 0:
+        raise BadInput(f"The limit {name} is `{value}`.", "It cannot be negative.")
+    return (n, None) if value >= n else (value, f"{name} limit: {value} of {n} hits")
+
+
+def _ordered(hits: Sequence[Hit], found: Sequence[Read], prior: float) -> tuple[Hit, ...]:
+    if not found:
+        return tuple(hits)
+    says = first_stage([hit.score for hit in hits])
+    scored = []
+    for hit, one, say in zip(hits, found, says, strict=False):
+        if math.isnan(one.score):
+            raise Unsupported(f"The model scored the hit `{hit.item.id}` `nan`.", "Use the precision `float32`.")
+        scored.append(Hit(hit.item, one.score + prior * say))
+    scored.sort(key=lambda hit: -hit.score)
+    return (*scored, *(Hit(hit.item, scored[-1].score) for hit in hits[len(found) :]))

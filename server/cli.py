@@ -1,0 +1,413 @@
+"""The command line. Each command is a few lines: read the options, do the work, show the answer.
+
+Nothing heavy is imported here; a command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import __version__
+from ..errors import BadInput, Cancelled, Forbidden, MissingExtra, TriptychError
+from ..settings import Settings
+from .output import Output, ReaderGone, Stdout
+
+if TYPE_CHECKING:
+    from ..tools.library import Triptych
+    from ..tools.schemas import Given, Shape
+
+INTERNAL = 70
+READER_GONE = 141
+EPILOG = """\b
+Exit codes:
+  0    done (files that could not be indexed are listed in the summary)
+  1    the demo or another check failed
+  2    bad input or usage: an unknown option, library or id, a file that cannot be read
+  3    model weights or an optional package are missing
+  4    the store failed, is damaged, or was built with another model
+  5    a combination that a system or model cannot do
+  6    the deadline passed
+  70   a fault of Triptych's own
+  130  stopped by Ctrl-C; what was acknowledged is kept
+  141  the reader of stdout went away
+
+With --json a command writes exactly one JSON document to stdout, also when it fails:
+{"error": {"type", "message", "hint"}}. Progress goes to stderr.
+"""
+
+
+class Run:
+    """One command's settings, library and output."""
+
+    def __init__(self, out: Output, profile: str | None, home: Path | None, library: str = "default") -> None:
+        self.out = out
+        self.library = library
+        self._profile = profile
+        self._home = home
+
+    def settings(self, **overrides: Any) -> Settings:
+        """The settings that options, environment and profile come to."""
+        return Settings.load(self._profile, home=self._home, **overrides)
+
+    def open(self, **overrides: Any) -> Triptych:
+        """The library of this command."""
+        from .sessions import open_library
+
+        return open_library(self.library, self.settings(**overrides))
+
+    def show(self, result: Shape, human: Callable[[Any, Any], None]) -> None:
+        """Write a result."""
+        self.out.show(result.model_dump(mode="json"), functools.partial(_late, human, result))
+
+
+def _late(human: Callable[[Any, Any], None], result: object, to: object) -> None:
+    human(to, result)
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="triptych", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Search, rerank, compress: cited evidence from your files, inside a token budget."""
+
+
+def command(
+    name: str, *, library: bool = True, group: click.Group = cli
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Register `function(run, …)` as a command with the options that all commands share."""
+
+    def register(function: Callable[..., Any]) -> click.Command:
+        @functools.wraps(function)
+        def body(as_json: bool, profile: str | None, home: Path | None, **options: Any) -> Any:
+            named = {"library": options.pop("library")} if library else {}
+            return function(Run(_output(as_json), profile, home, **named), **options)
+
+        shared = [
+            click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+            click.option("--profile", help="Which models to use (default: embedded)."),
+            click.option("--home", type=click.Path(path_type=Path), help="Where libraries and weights are kept."),
+        ]
+        if library:
+            shared.append(
+                click.option("--library", default="default", show_default=True, help="Library name or folder.")
+            )
+        for option in reversed(shared):
+            body = option(body)
+        return cli.command(name)(body)
+
+    return register
+
+
+def _output(as_json: bool) -> Output:
+    return Output(as_json, click.get_current_context().find_object(Stdout) or Stdout())
+
+
+max_tokens_option = click.option("--max-tokens", type=int, help="Most tokens in the answer (default: the profile's).")
+ids_option = click.option("--ids", multiple=True, metavar="A,B,C", help="Passage ids; can be repeated.")
+quality_option = click.option("--quality", type=click.Choice(["default", "high"]), help="high: better and slower.")
+
+
+@command("index")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--prune", is_flag=True, help="Forget files under PATH that no longer exist.")
+@click.option("--rebuild", is_flag=True, help="Index everything again, for instance after a change of model.")
+def index(run: Run, paths: tuple[str, ...], prune: bool, rebuild: bool) -> None:
+    """Index files and folders; unchanged files are skipped."""
+    from . import render
+
+    with run.out.working(), run.open() as library:
+        result = library.index([Path(path) for path in paths], prune=prune, rebuild=rebuild)
+    run.show(result, render.indexed)
+
+
+@command("retrieve")
+@click.argument("query")
+@max_tokens_option
+@click.option("-k", "--k", type=int, help="Most passages.")
+@quality_option
+def retrieve(run: Run, query: str, max_tokens: int | None, k: int | None, quality: str | None) -> None:
+    """Search, rerank and compress: evidence for QUERY inside a token budget."""
+    from . import render
+
+    with run.out.working(), run.open(quality=quality) as library:
+        result = library.retrieve(query, max_tokens, k=k)
+    run.show(result, render.evidence)
+
+
+@command("search")
+@click.argument("query")
+@click.option("-k", "--k", type=int, default=10, show_default=True, help="Most passages.")
+def search(run: Run, query: str, k: int) -> None:
+    """Whole passages that match QUERY, best first."""
+    from . import render
+
+    with run.out.working(), run.open() as library:
+        result = library.search(query, k)
+    run.show(result, render.found)
+
+
+@command("rerank")
+@click.argument("query")
+@click.argument("file", required=False)
+@ids_option
+@click.option("--reranker", metavar="ID", help="A system id (see `triptych systems`).")
+def rerank(run: Run, query: str, file: str | None, ids: tuple[str, ...], reranker: str | None) -> None:
+    """Put passages into a better order for QUERY.
+
+    They come from --ids, or from FILE (- for stdin) as JSON lines {"id"?, "text", "uri"?}.
+    """
+    from . import render
+
+    with run.out.working():
+        given = _candidates(file, ids)
+        with run.open() as library:
+            result = library.rerank(query, given, reranker=reranker)
+    run.show(result, render.ranked)
+
+
+@command("compress")
+@click.argument("query", required=False)
+@click.argument("file", required=False)
+@ids_option
+@max_tokens_option
+@click.option("--refiner", metavar="ID", help="A system id (see `triptych systems`).")
+@quality_option
+def compress(
+    run: Run,
+    query: str | None,
+    file: str | None,
+    ids: tuple[str, ...],
+    max_tokens: int | None,
+    refiner: str | None,
+    quality: str | None,
+) -> None:
+    """Shrink passages into a token budget, keeping what matters for QUERY.
+
+    They come from --ids, or from FILE (- for stdin) as JSON lines {"id"?, "text", "uri"?}. A single argument that is
+    - or an existing file is the FILE.
+    """
+    from . import render
+
+    with run.out.working():
+        if not file and not ids and query is not None and (query == "-" or Path(query).is_file()):
+            query, file = None, query
+        given = _candidates(file, ids)
+        with run.open(quality=quality) as library:
+            result = library.compress(query, given, max_tokens, refiner=refiner)
+    run.show(result, render.compressed)
+
+
+@command("fetch")
+@click.argument("id")
+@click.option("--span", metavar="A:B", help="Only the characters from A to B.")
+def fetch(run: Run, id: str, span: str | None) -> None:
+    """The full text behind a passage id."""
+    from . import render
+
+    with run.out.working():
+        wanted = _span(span)
+        with run.open() as library:
+            result = library.fetch(id, wanted)
+    run.show(result, render.document)
+
+
+@command("libraries", library=False)
+def libraries(run: Run) -> None:
+    """The libraries in the home folder."""
+    from . import render
+
+    with run.out.working():
+        from ..tools.library import libraries as listed
+
+        rows = listed(run.settings())
+    run.out.show([row.model_dump(mode="json") for row in rows], lambda to: render.libraries(to, rows))
+
+
+@command("status")
+def status(run: Run) -> None:
+    """What a library holds, and which models are there."""
+    from . import render
+
+    with run.out.working(), run.open() as library:
+        result = library.status()
+    run.show(result, render.status)
+
+
+@command("delete")
+@ids_option
+@click.option("--uri-prefix", default="", help="Every passage whose uri starts with this.")
+def delete(run: Run, ids: tuple[str, ...], uri_prefix: str) -> None:
+    """Delete passages from a library; the files themselves stay."""
+    from . import render
+
+    with run.out.working():
+        wanted = _ids(ids)
+        if bool(wanted) == bool(uri_prefix):
+            raise BadInput("Either --ids or --uri-prefix is needed.", "Give one of the two.")
+        with run.open() as library:
+            result = library.delete(ids=wanted, uri_prefix=uri_prefix)
+    run.show(result, render.deleted)
+
+
+@cli.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.pass_context
+def systems(context: click.Context, as_json: bool) -> None:
+    """The published systems that are built in."""
+    if context.invoked_subcommand is not None:
+        return
+    from ..manifests.registry import cards
+    from . import render
+
+    rows = list(cards().values())
+    _output(as_json).show([card.as_dict() for card in rows], lambda to: render.cards(to, rows))
+
+
+@systems.command("show")
+@click.argument("id")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def show(id: str, as_json: bool) -> None:
+    """Everything on one system's card."""
+    from ..manifests.registry import card
+    from . import render
+
+    found = card(id)
+    _output(as_json).show(found.as_dict(), lambda to: render.card(to, found))
+
+
+@command("pull", library=False)
+@click.argument("profile_name", metavar="PROFILE", default="embedded")
+@click.option("--from-dir", type=click.Path(path_type=Path), help="Take the files from this folder, use no network.")
+def pull(run: Run, profile_name: str, from_dir: Path | None) -> None:
+    """Download and verify the models of PROFILE. Nothing else ever downloads."""
+    from . import render
+
+    with run.out.working():
+        from ..manifests import weights
+
+        got = weights.pull(profile_name, run.settings().weights, from_dir=from_dir)
+    rows = {"profile": profile_name, "pulled": [{"name": one.name, "carrier": one.carrier} for one in got]}
+    run.out.show(rows, lambda to: render.pulled(to, rows))
+
+
+@command("doctor", library=False)
+@click.option("--deep", is_flag=True, help="Compute the SHA-256 of every model file.")
+def doctor(run: Run, deep: bool) -> int:
+    """What is here, what is missing, and the command that mends it. Exit code 3 when something is missing."""
+    from dataclasses import asdict
+
+    from . import render
+
+    with run.out.working():
+        from ..manifests.doctor import examine
+
+        found = examine(run.settings(), full=deep)
+    data = {"healthy": found.healthy, "checks": [asdict(check) for check in found.checks]}
+    run.out.show(data, lambda to: render.report(to, found))
+    return 0 if found.healthy else 3
+
+
+@command("mcp", library=False)
+@click.option("--root", "roots", multiple=True, metavar="DIR", help="Folder to serve; indexed in the background.")
+@click.option("--library", help="Library to serve (default: the one of the roots, else `default`).")
+@click.option("--allow-write", is_flag=True, help="Offer the tools `index` and `delete`.")
+@click.option("--transport", type=click.Choice(["stdio", "http"]), default="stdio", show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="For http; only this machine is allowed.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="For http.")
+@click.option("--toolset", type=click.Choice(["full", "chatgpt", "minimal"]), default="full", show_default=True)
+@click.option("--no-index", is_flag=True, help="Do not index the roots at start.")
+@click.option("--pull", is_flag=True, help="Download missing model weights first.")
+@quality_option
+def mcp(run: Run, library: str | None, quality: str | None, **options: Any) -> None:
+    """Serve the tools to an assistant over the Model Context Protocol."""
+    run.out.stdout.reserve()
+    try:
+        from . import serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("mcp", "mcp_types"):
+            raise
+        raise MissingExtra("The package `mcp` is not installed.", "Run `pip install 'triptych[mcp]'`.") from None
+    serve.serve(run.settings(quality=quality), serve.Plan(library=library, **options), run.out.stdout)
+
+
+@command("demo", library=False)
+def demo(run: Run) -> int:
+    """Index the sample library, ask five questions through an MCP client, check the answers."""
+    from . import demo as show_case
+
+    with run.out.working():
+        shown = show_case.run(run.settings())
+    run.out.show(shown.as_dict(), functools.partial(show_case.draw, shown))
+    return 0 if shown.passed else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    out = Output("--json" in given, Stdout())
+    try:
+        return _outcome(given, out)
+    except ReaderGone:
+        return READER_GONE
+
+
+def _outcome(given: Sequence[str], out: Output) -> int:
+    try:
+        return int(cli.main(list(given), prog_name="triptych", standalone_mode=False, obj=out.stdout) or 0)
+    except TriptychError as error:
+        return _failed(out, error)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "triptych"
+        message = re.sub(r"'([^']*)'", r"`\1`", error.format_message())
+        return _failed(out, BadInput(message, f"See `{where} --help`."))
+    except (click.Abort, KeyboardInterrupt):
+        return _failed(out, Cancelled("Stopped by Ctrl-C.", "What was already acknowledged is kept."))
+    except PermissionError as error:
+        name = Path(error.filename).name if error.filename else "a file"
+        return _failed(out, Forbidden(f"`{name}` cannot be accessed: {error.strerror}.", "Check its permissions."))
+    except ReaderGone:
+        raise
+    except Exception:
+        traceback.print_exc()
+        _failed(out, TriptychError("Something went wrong inside Triptych.", "stderr says where; please report it."))
+        return INTERNAL
+
+
+def _failed(out: Output, error: TriptychError) -> int:
+    out.fail(error)
+    return error.exit_code
+
+
+def _ids(given: Sequence[str]) -> list[str]:
+    return [one.strip() for part in given for one in part.split(",") if one.strip()]
+
+
+def _candidates(file: str | None, ids: Sequence[str]) -> list[str | Given]:
+    wanted = _ids(ids)
+    if bool(file) == bool(wanted):
+        raise BadInput("Either --ids or a file of passages is needed.", "Give ids, a JSONL file, or `-` for stdin.")
+    if wanted:
+        return [*wanted]
+    from . import jsonl
+
+    return [*jsonl.read(str(file))]
+
+
+def _span(given: str | None) -> tuple[int, int] | None:
+    if given is None:
+        return None
+    start, colon, end = given.partition(":")
+    if not colon or not start.isdecimal() or not end.isdecimal():
+        raise BadInput(f"The span `{given}` is not A:B.", "Give two numbers, for instance `--span 120:480`.")
+    return int(start), int(end)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""`triptych demo`: the sample library, a real MCP client and server, five questions, and a check of every answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import progress
+from ..errors import MissingExtra, TriptychError
+from ..manifests import weights
+from ..refiners.tokens import count
+
+if TYPE_CHECKING:
+    from mcp import Client
+    from rich.console import Console
+
+    from ..settings import Settings
+
+LIBRARY = "demo"
+POLL_S = 0.2
+STAGES = ("search", "rerank", "compress", "total")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, and what must come back: all of `answers` in a passage from one of `sources`."""
+
+    ask: str
+    answers: tuple[str, ...]
+    sources: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question with what came back.
+
+    Attributes:
+        passages: the block's `{n, id, title, where, text}`.
+        tokens: `used` is counted anew over the text that the client received.
+        cited: an expected source is among the passages.
+        answered: one of those passages still holds every answer string.
+    """
+
+    question: str
+    passages: Sequence[Mapping[str, Any]]
+    tokens: Mapping[str, Any]
+    ms: Mapping[str, float]
+    cited: bool
+    answered: bool
+
+    @property
+    def passed(self) -> bool:
+        """Cited, answered, and inside the budget."""
+        return self.cited and self.answered and self.tokens["used"] <= self.tokens["budget"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "question": self.question,
+            "cited": self.cited,
+            "answered": self.answered,
+            "passages": list(self.passages),
+            "tokens": dict(self.tokens),
+            "ms": dict(self.ms),
+        }
+
+
+@dataclass(frozen=True)
+class Demo:
+    """All questions, asked."""
+
+    questions: tuple[Asked, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every question passed."""
+        return all(asked.passed for asked in self.questions)
+
+    def as_dict(self) -> dict[str, Any]:
+        """`demo --json`."""
+        return {"questions": [asked.as_dict() for asked in self.questions]}
+
+
+def run(settings: Settings) -> Demo:
+    """Pull what is missing (who asks for the demo asks for that), index the sample, ask.
+
+    Raises:
+        MissingExtra: the package `mcp` is not installed.
+        MissingWeights: the models cannot be had.
+        TriptychError: indexing failed, or the server answered with an error.
+    """
+    try:
+        import mcp  # noqa: F401 (asked for now, so that a lack is told before anything is downloaded)
+    except ModuleNotFoundError:
+        raise MissingExtra("The package `mcp` is not installed.", "Run `pip install 'triptych[mcp]'`.") from None
+    folder, budget, questions = sample()
+    lacking = [name for name in weights.wanted_by(settings) if weights.state(name, settings.weights) != "present"]
+    if lacking:
+        sys.stderr.write(f"The demo needs model weights ({', '.join(lacking)}); fetching them once.\n")
+        weights.pull(lacking, settings.weights)
+    return asyncio.run(_conversation(settings, folder, budget, questions))
+
+
+def sample() -> tuple[Path, int, tuple[Question, ...]]:
+    """The sample library's folder, the budget of its questions, and the questions."""
+    home = Path(str(resources.files("triptych.sample")))
+    table = tomllib.loads((home / "questions.toml").read_text("utf-8"))
+    asked = (Question(row["ask"], tuple(row["answers"]), tuple(row["sources"])) for row in table["question"])
+    return home / table["library"], int(table["max_tokens"]), tuple(asked)
+
+
+async def _conversation(settings: Settings, folder: Path, budget: int, questions: Sequence[Question]) -> Demo:
+    from mcp import Client, StdioServerParameters
+
+    arguments = ["-m", "triptych.server.cli", "mcp", "--root", str(folder), "--library", LIBRARY]
+    environment = {**os.environ, "TRIPTYCH_HOME": str(settings.home), "TRIPTYCH_PROFILE": settings.profile}
+    server = StdioServerParameters(command=sys.executable, args=arguments, env=environment)
+    try:
+        async with Client(server) as client:
+            await _indexed(client)
+            return Demo(tuple([await _ask(client, one, budget) for one in questions]))
+    except* TriptychError as group:
+        raise group.exceptions[0] from None
+
+
+async def _indexed(client: Client) -> None:
+    """Wait until the server has read the sample."""
+    while True:
+        state = _data(await client.call_tool("status", {}))
+        jobs = [job for job in state["jobs"] if job["kind"] == "index"]
+        ended = [job for job in jobs if job["state"] in ("done", "failed", "cancelled")]
+        if ended:
+            break
+        done, total = (jobs[0].get("done", 0), jobs[0].get("total")) if jobs else (0, None)
+        progress.step(done, total, "reading the sample")
+        await asyncio.sleep(POLL_S)
+    problem = ended[0].get("error")
+    if problem:
+        raise TriptychError(f"The sample could not be indexed: {problem['message']}", problem["hint"])
+
+
+async def _ask(client: Client, question: Question, budget: int) -> Asked:
+    progress.step(0, None, "asking")
+    result = await client.call_tool("retrieve", {"query": question.ask, "max_tokens": budget})
+    data = _data(result)
+    trace = (result.meta or {})["triptych"]
+    right = [row for row in data["passages"] if any(_stands_in(source, row["where"]) for source in question.sources)]
+    used = count(_text(result), trace["tokens"]["tokenizer"])
+    tokens = {key: trace["tokens"][key] for key in ("tokenizer", "budget", "original")}
+    return Asked(
+        question=question.ask,
+        passages=data["passages"],
+        tokens={**tokens, "budget": budget, "used": used},
+        ms={stage: trace["ms"][stage] for stage in STAGES},
+        cited=bool(right),
+        answered=any(all(answer in row["text"] for answer in question.answers) for row in right),
+    )
+
+
+def _text(result: Any) -> str:
+    return str(result.content[0].text)
+
+
+def _data(result: Any) -> dict[str, Any]:
+    if result.is_error:
+        raise TriptychError(f"The server answered: {_text(result)}")
+    data: dict[str, Any] = json.loads(_text(result))
+    return data
+
+
+def _stands_in(source: Mapping[str, Any], where: str) -> bool:
+    """Whether a citation names the source: the end of its uri, and the page where it has one."""
+    expected = source["uri"] + (f" p.{source['page']}" if "page" in source else "")
+    return where.endswith(expected)
+
+
+def draw(shown: Demo, to: Console) -> None:
+    """For people: question, evidence with citations, tokens before and after, milliseconds per stage."""
+    for n, asked in enumerate(shown.questions, 1):
+        to.print(f"{n}. {asked.question}", style="bold")
+        for row in asked.passages:
+            to.print(f"   [{row['n']}] {row['where']}", style="cyan")
+            to.print(f"       {' '.join(row['text'].split())}")
+        used, budget, original = (asked.tokens[key] for key in ("used", "budget", "original"))
+        times = ", ".join(f"{stage} {value:,.0f} ms" for stage, value in asked.ms.items())
+        to.print(f"   tokens {original:,} → {used:,} of {budget:,} · {times} · {_verdict(asked)}\n", style="dim")
+    right = sum(asked.passed for asked in shown.questions)
+    to.print(f"{right} of {len(shown.questions)} answers have their source cited, their words kept, their budget held.")
+
+
+def _verdict(asked: Asked) -> str:
+    faults = {
+        "the expected source is not cited": asked.cited,
+        "the answer was lost": asked.answered or not asked.cited,
+        "the budget was exceeded": asked.tokens["used"] <= asked.tokens["budget"],
+    }
+    return "; ".join(fault for fault, fine in faults.items() if not fine) or "source cited"

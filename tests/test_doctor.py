@@ -1,0 +1,103 @@
+"""The doctor: what it finds, and that each finding names what mends it."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from triptych import Settings
+from triptych.manifests import doctor, weights
+
+
+def named(report: doctor.Report) -> dict[str, doctor.Check]:
+    return {check.what: check for check in report.checks}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the look at the processor, which imports torch."""
+    monkeypatch.setattr(doctor, "computes_bfloat16", lambda: False)
+
+
+def test_a_whole_installation_is_healthy(weights_home: Path) -> None:
+    report = doctor.examine(Settings.load(home=weights_home), full=True)
+    assert report.healthy, [check for check in report.checks if check.status != "ok"]
+    found = named(report)
+    assert found["weights all_minilm_l6_v2"].detail == "every SHA-256 is right"
+    assert found["package torch"].detail == metadata.version("torch")
+    assert "bfloat16" in found["processor"].detail
+    assert {"python", "home folder", "disk", "package pip", "package mcp"} <= found.keys()
+    assert len(found) == len(report.checks)
+
+
+def test_a_bare_home_lacks_weights_and_says_how_to_get_them(bare_home: Path, quick: None) -> None:
+    report = doctor.examine(Settings.load())
+    assert not report.healthy
+    missing = [check for check in report.checks if check.status != "ok"]
+    assert [check.what for check in missing] == ["weights all_minilm_l6_v2", "weights smollm2_135m_instruct"]
+    assert {(check.status, check.mend) for check in missing} == {("missing", "triptych pull embedded")}
+    assert list(bare_home.iterdir()) == []
+
+
+def test_a_home_that_is_not_there_yet_is_fine_and_is_not_made(tmp_path: Path, quick: None) -> None:
+    report = doctor.examine(Settings.load(home=tmp_path / "a" / "b"))
+    assert named(report)["home folder"] == doctor.Check("home folder", "ok", "will be made")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_home_under_a_file_cannot_be_written(tmp_path: Path, quick: None) -> None:
+    (tmp_path / "file").touch()
+    check = named(doctor.examine(Settings.load(home=tmp_path / "file" / "home")))["home folder"]
+    assert check.status == "damaged"
+    assert "TRIPTYCH_HOME" in check.mend
+
+
+def test_damaged_weights_are_found(bare_home: Path, quick: None) -> None:
+    target = bare_home / "weights" / "all_minilm_l6_v2"
+    target.mkdir(parents=True)
+    (target / "config.json").write_text("{}", "utf-8")
+    check = named(doctor.examine(Settings.load()))["weights all_minilm_l6_v2"]
+    assert (check.status, check.mend) == ("damaged", "triptych pull embedded")
+
+
+def test_only_a_full_look_reads_every_byte(weights_home: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings.load(home=weights_home)
+    monkeypatch.setattr(weights.carriers, "sha256", lambda path: "0" * 64)
+    assert doctor.examine(settings).healthy
+    report = doctor.examine(settings, full=True)
+    assert {check.status for check in report.checks if check.what.startswith("weights")} == {"damaged"}
+
+
+def test_packages_missing_or_too_old_are_named_with_the_command(
+    weights_home: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requires = [
+        "triptych-nowhere>=2",
+        "packaging>=999",
+        "packaging; extra == 'test'",
+        "triptych-nothing; extra == 'mcp'",
+        "triptych-elsewhere; sys_platform == 'amiga'",
+    ]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda _: requires)
+    found = named(doctor.examine(Settings.load(home=weights_home)))
+    assert found["package triptych-nowhere"].status == "missing"
+    assert found["package triptych-nowhere"].mend == "pip install 'triptych-nowhere>=2'"
+    assert found["package packaging"].status == "damaged"
+    assert found["package triptych-nothing"].status == "optional"
+    assert found["package triptych-nothing"].mend == "pip install 'triptych[mcp]'"
+    assert "package triptych-elsewhere" not in found
+
+
+def test_little_space_is_a_warning(weights_home: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000))
+    report = doctor.examine(Settings.load(home=weights_home))
+    assert named(report)["disk"].status == "optional"
+    assert report.healthy
+
+
+def test_a_python_without_pip_cannot_pull(weights_home: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    assert named(doctor.examine(Settings.load(home=weights_home)))["pip"].mend == "python -m ensurepip"

@@ -1,0 +1,80 @@
+"""The operations as assistants call them: checked arguments in, the block inside its budget out.
+
+The MCP server and the LangChain tools are thin shells around these five functions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..errors import BadInput
+from ..retrievers.base import Where
+from . import answers
+from .operations import checked_budget
+
+if TYPE_CHECKING:
+    from .answers import Answer
+    from .arguments import CompressArguments, FetchArguments, RerankArguments, RetrieveArguments, SearchArguments
+    from .library import Triptych
+    from .schemas import Given, Shape
+
+
+class Called(NamedTuple):
+    """The block that a model sees, and the whole result behind it."""
+
+    answer: Answer
+    result: Shape
+
+
+def retrieve(session: Triptych, given: RetrieveArguments, note: str | None = None) -> Called:
+    """Evidence; a `note` of the caller's own is added where the budget has room for it."""
+    budget = budget_of(session, given.max_tokens)
+    note, room = answers.room_for(note, budget, session.settings.tokenizer)
+    result = session.retrieve(given.query, budget - room, k=given.k, where=_where(given))
+    return Called(answers.of_passages(result, budget, note), result)
+
+
+def search(session: Triptych, given: SearchArguments, note: str | None = None) -> Called:
+    """Whole passages, best first, as many as fit."""
+    budget = budget_of(session, given.max_tokens)
+    note, _ = answers.room_for(note, budget, session.settings.tokenizer)
+    result = session.search(given.query, given.k, where=_where(given))
+    return Called(answers.of_hits(result, budget, session.settings.tokenizer, note), result)
+
+
+def rerank(session: Triptych, given: RerankArguments) -> Called:
+    """The candidates in a better order, as many as fit."""
+    budget = budget_of(session, given.max_tokens)
+    result = session.rerank(given.query, _candidates(given))
+    return Called(answers.of_hits(result, budget, session.settings.tokenizer), result)
+
+
+def compress(session: Triptych, given: CompressArguments) -> Called:
+    """The candidates inside the budget."""
+    budget = budget_of(session, given.max_tokens)
+    result = session.compress(given.query, _candidates(given), budget)
+    return Called(answers.of_passages(result, budget), result)
+
+
+def fetch(session: Triptych, given: FetchArguments) -> Called:
+    """The text behind an id, or its beginning."""
+    budget = budget_of(session, given.max_tokens)
+    result = session.fetch(given.id, (given.span[0], given.span[1]) if given.span else None)
+    return Called(answers.of_document(result, budget, session.settings.tokenizer), result)
+
+
+def budget_of(session: Triptych, max_tokens: int | None = None) -> int:
+    """The budget asked for, or the session's default; above its cap is `BadInput`."""
+    return checked_budget(max_tokens, session.settings.max_tokens, session.settings.max_tokens_cap)
+
+
+def _where(given: RetrieveArguments | SearchArguments) -> Where | None:
+    if not given.uri_prefix and not given.modality:
+        return None
+    return Where(modalities=(given.modality,) if given.modality else (), uri_prefix=given.uri_prefix or "")
+
+
+def _candidates(given: RerankArguments | CompressArguments) -> list[str | Given]:
+    if bool(given.ids) == bool(given.passages):
+        raise BadInput("Either `ids` or `passages` is needed.", "Give one of the two.")
+    return [*(given.ids or ()), *(given.passages or ())]

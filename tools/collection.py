@@ -1,0 +1,278 @@
+"""An open library: its catalogue, its store, and the retriever over both. `library.py` puts the stages around it.
+
+A library's folder holds `catalog.sqlite`, the Milvus Lite folder `milvus.db` (unless a server is used), and
+`write.lock`, which one writer at a time holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from ..errors import NotFound, StoreError
+from ..manifests.registry import card
+from ..manifests.weights import hash_of
+from ..progress import step
+from .catalog import FILE, Catalog, FileRow, damaged, digest
+from .indexing import Indexing, clear_leftovers, delete_passages
+from .operations import Clock
+from .roots import Found, Roots, existing, files_below
+from .schemas import FileProblem, IndexOut, LibraryOut
+
+if TYPE_CHECKING:
+    from ..retrievers.base import Encoder, Hit, Item, Query, Where
+    from ..retrievers.stores.milvus import MilvusStore
+    from ..retrievers.text.hybrid import Hybrid
+    from .stages import Stages
+
+LOCK = "write.lock"
+LOCK_WAIT_S = 600.0
+
+
+def is_library(folder: Path) -> bool:
+    """Whether a library was made in `folder`."""
+    return (folder / FILE).is_file()
+
+
+class Collection:
+    """See the module. Reading is safe from many threads; writing takes the write lock."""
+
+    def __init__(self, folder: Path, catalog: Catalog, store: MilvusStore, stages: Stages) -> None:
+        self._folder = folder
+        self._catalog = catalog
+        self._store = store
+        self._stages = stages
+        self._retriever: Hybrid | None = None
+        self._lock = RLock()
+        self._lost: tuple[str, ...] = ()
+
+    @classmethod
+    def open(cls, folder: Path, stages: Stages) -> Collection:
+        """Open (or make) the library in `folder`, clear what a crash left, and count.
+
+        Raises:
+            StoreError: it was built with another encoder, or the store cannot be opened.
+        """
+        from ..retrievers.stores.milvus import MilvusStore
+
+        catalog = Catalog(folder)
+        try:
+            _check_encoder(catalog, stages, folder.name)
+            space = card(stages.settings.encoder, "retriever").resolve().space
+            store = MilvusStore(folder, [space], stages.settings.store_uri)
+            made = cls(folder, catalog, store, stages)
+            made._mend()
+        except BaseException:
+            catalog.close()
+            raise
+        return made
+
+    def index(self, paths: Sequence[Path], *, prune: bool, rebuild: bool) -> IndexOut:
+        """See `Triptych.index`."""
+        clock = Clock()
+        targets = [existing(path) for path in paths]
+        with self._writing():
+            clear_leftovers(self.retriever(), self._catalog)
+            roots = self._with_roots_for(targets)
+            found = list({file.uri: file for target in targets for file in files_below(target, roots)}.values())
+            encoder = self._stages.encoder_or_none()
+            self._remember_encoder(encoder)
+            lost = self._catalog.files_of(self._missing())
+            run = Indexing(self.retriever(), self._catalog, encoded=encoder is not None, rebuild=rebuild, suspect=lost)
+            try:
+                run.run(found)
+                if prune:
+                    run.remove(self._gone(targets, found, roots))
+            finally:
+                self._store.flush()
+            self._lost = tuple(self._missing())
+        tally = run.tally
+        return IndexOut(
+            library=self._folder.name,
+            files=tally.files,
+            indexed=tally.indexed,
+            unchanged=tally.unchanged,
+            removed=tally.removed,
+            items=sum(self._catalog.counts().values()),
+            problems=tally.problems,
+            ms=clock.total(),
+        )
+
+    def search(self, query: Query, k: int, where: Where | None) -> list[Hit]:
+        """At most `k` hits of the first stage, best first."""
+        return self.retriever().search(query, k, where)
+
+    def get(self, ids: Sequence[str]) -> list[Item]:
+        """Items by id, in the order asked; unknown ids are left out."""
+        return self._store.get(ids)
+
+    def successor(self, passage_id: str) -> str | None:
+        """The passage that took the place of an outdated id, or None."""
+        return self._catalog.successor(passage_id)
+
+    def path_of(self, uri: str) -> Path:
+        """The file that `uri` means."""
+        return Roots(self._catalog.roots()).path_of(uri)
+
+    def delete(self, where: Where) -> int:
+        """Remove passages by id or by the start of their uri; returns how many."""
+        with self._writing():
+            ids = list(where.ids) or [
+                one for row in self._catalog.files(where.uri_prefix) for one in self._catalog.live(row.uri)
+            ]
+            known = self._catalog.live()
+            unknown = next((one for one in ids if one not in known), None)
+            if unknown is not None:
+                raise NotFound(f"There is no passage `{unknown}`.", "Take ids from `search` or `retrieve`.")
+            deleted = delete_passages(self.retriever(), self._catalog, ids)
+            self._catalog.forget_empty()
+            self._store.flush()
+        return deleted
+
+    def status(self) -> dict[str, Any]:
+        """Counts, the store, health and problems: the fields of `StatusOut` that a library knows."""
+        rows = self._catalog.files()
+        counts = self._catalog.counts()
+        stats = self._store.stats()
+        return {
+            "files": sum(row.error_type is None for row in rows),
+            "items": sum(counts.values()),
+            "by_modality": counts,
+            "store": {"backend": stats.backend, "items": stats.items, "spaces": list(stats.spaces)},
+            "healthy": not self._lost,
+            "problems": [_problem(row) for row in rows if row.error_type is not None],
+        }
+
+    def verify(self) -> list[str]:
+        """Uris of files whose passages the store lost or changed (every text is read and hashed)."""
+        found = {}
+        for done, item in enumerate(self._store.items()):
+            step(done, None, "passages")
+            found[item.id] = digest(item)
+        return sorted(self._catalog.files_of(damaged(self._catalog.live(), found)))
+
+    def note(self) -> str | None:
+        """What a reader of answers should know about the library, or None."""
+        if not self._lost:
+            return None
+        total = sum(self._catalog.counts().values())
+        return f"The store lost {len(self._lost)} of {total} passages: run `triptych index` on its folders again."
+
+    def warm(self) -> None:
+        """Open the store and build the retriever now."""
+        self.retriever()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._store.close()
+        self._catalog.close()
+
+    def retriever(self) -> Hybrid:
+        """The hybrid retriever; rebuilt with vectors once the encoder's weights are there."""
+        from ..retrievers.text.hybrid import Hybrid
+
+        with self._lock:
+            encoder = self._stages.encoder_or_none()
+            if self._retriever is None or (self._retriever.encoder is None) != (encoder is None):
+                self._retriever = Hybrid(self._store, encoder)
+            return self._retriever
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        lock = FileLock(self._folder / LOCK)
+        step(0, None, "waiting for another writer")
+        try:
+            lock.acquire(timeout=LOCK_WAIT_S)
+        except Timeout:
+            raise StoreError(
+                f"Another process has been writing to `{self._folder.name}` for {LOCK_WAIT_S:.0f} seconds.",
+                "Wait until it is done, then try again.",
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _mend(self) -> None:
+        """Unless somebody is writing now: clear what a crash left, and notice what the store has lost."""
+        lock = FileLock(self._folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return
+        try:
+            if self._catalog.leftovers():
+                clear_leftovers(self.retriever(), self._catalog)
+            self._lost = tuple(self._missing())
+        finally:
+            lock.release()
+
+    def _missing(self) -> list[str]:
+        """Live passages that the store does not have: one count when all is well, ids only when it is not."""
+        if self._store.count() == sum(self._catalog.counts().values()):
+            return []
+        present = set(self._store.ids())
+        return [one for one in self._catalog.live() if one not in present]
+
+    def _with_roots_for(self, targets: Sequence[Path]) -> Roots:
+        for target in targets:
+            roots = Roots(self._catalog.roots())
+            if not roots.holds(target):
+                folder = target if target.is_dir() else target.parent
+                self._catalog.add_root(roots.label_for(folder), str(folder))
+        return Roots(self._catalog.roots())
+
+    def _gone(self, targets: Sequence[Path], found: Sequence[Found], roots: Roots) -> list[FileRow]:
+        """Catalogued files at or below `targets` that were not found."""
+        here = {file.uri for file in found}
+        below = [row for target in targets for row in self._catalog.files(_prefix(roots.uri_of(target), target))]
+        return [row for row in {row.uri: row for row in below}.values() if row.uri not in here]
+
+    def _remember_encoder(self, encoder: Encoder | None) -> None:
+        if encoder is not None and self._catalog.fact("encoder") is None:
+            self._catalog.set_fact("encoder", _encoder_mark(self._stages))
+
+
+def summary(folder: Path) -> LibraryOut:
+    """A library's counts, from its catalogue alone; unhealthy when that cannot be read."""
+    try:
+        catalog = Catalog(folder)
+    except StoreError:
+        return LibraryOut(name=folder.name, files=0, items=0, healthy=False)
+    try:
+        files = sum(row.error_type is None for row in catalog.files())
+        return LibraryOut(name=folder.name, files=files, items=sum(catalog.counts().values()), healthy=True)
+    finally:
+        catalog.close()
+
+
+def _prefix(uri: str, target: Path) -> str:
+    return f"{uri}/" if target.is_dir() else uri
+
+
+def _problem(row: FileRow) -> FileProblem:
+    return FileProblem(
+        uri=row.uri, type=row.error_type or "", message=row.error_message or "", hint=row.error_hint or ""
+    )
+
+
+def _encoder_mark(stages: Stages) -> str:
+    """The encoder's id and the hash of its weights: equal marks mean comparable vectors."""
+    wanted = stages.settings.encoder
+    hashes = ",".join(hash_of(name) for name in card(wanted, "retriever").weights)
+    return f"{wanted} {hashes}"
+
+
+def _check_encoder(catalog: Catalog, stages: Stages, name: str) -> None:
+    built = catalog.fact("encoder")
+    if built is not None and built != _encoder_mark(stages):
+        raise StoreError(
+            f"The library `{name}` was built with `{built.split()[0]}`; the profile's encoder is "
+            f"`{stages.settings.encoder}`, or another version of it.",
+            "Open it with that encoder (TRIPTYCH_ENCODER), or index the files into a new library.",
+        )

@@ -1,0 +1,122 @@
+"""Which file a uri means. A uri is `<root label>/<path below the root>`, with forward slashes: it says nothing of where
+on this machine the root lies, and stays the same when the root moves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ..errors import BadInput, Forbidden, NotFound
+
+SKIPPED = {"node_modules", "__pycache__", "venv", "site-packages"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file to read: its uri and resolved path; `outside` when a link leads out of its root."""
+
+    uri: str
+    path: Path
+    outside: bool = False
+
+
+class Roots:
+    """Folders by label.
+
+    >>> roots = Roots({"handbook": "/data/handbook"})
+    >>> roots.uri_of(Path("/data/handbook/travel/rates.pdf"))
+    'handbook/travel/rates.pdf'
+    """
+
+    def __init__(self, folders: Mapping[str, str | Path]) -> None:
+        self._folders = {label: Path(folder) for label, folder in folders.items()}
+
+    def label_for(self, folder: Path) -> str:
+        """A label no root has yet: the folder's name, numbered if need be."""
+        name = folder.name or "files"
+        label, n = name, 1
+        while label in self._folders:
+            n += 1
+            label = f"{name}-{n}"
+        return label
+
+    def holds(self, path: Path) -> bool:
+        """Whether `path` (resolved) lies in a root."""
+        return self._root_of(path) is not None
+
+    def uri_of(self, path: Path) -> str:
+        """The uri of a resolved path; the deepest root that holds it counts."""
+        label = self._root_of(path)
+        if label is None:
+            raise Forbidden(f"`{path.name}` is outside the library's folders.", "Index its folder first.")
+        inner = path.relative_to(self._folders[label]).as_posix()
+        return label if inner == "." else f"{label}/{inner}"
+
+    def path_of(self, uri: str) -> Path:
+        """The file that `uri` means, after every link was followed.
+
+        Raises:
+            NotFound: its root is unknown or the file is gone.
+            Forbidden: it leads out of its root.
+        """
+        label, _, inner = uri.partition("/")
+        if label not in self._folders:
+            raise NotFound(f"`{uri}` is in no folder of this library.", "See `triptych status`.")
+        folder = self._folders[label].resolve()
+        path = (folder / PurePosixPath(inner)).resolve()
+        if not path.is_relative_to(folder):
+            raise Forbidden(f"`{uri}` leads out of its folder.", "Only files inside indexed folders are read.")
+        if not path.is_file():
+            raise NotFound(f"The file `{uri}` is gone.", "Index its folder again with `--prune`.")
+        return path
+
+    def _root_of(self, path: Path) -> str | None:
+        holders = [(len(folder.parts), label) for label, folder in self._folders.items() if path.is_relative_to(folder)]
+        return max(holders)[1] if holders else None
+
+
+def existing(given: Path) -> Path:
+    """`given`, resolved.
+
+    Raises:
+        BadInput: nothing is there, or it is neither a file nor a folder.
+    """
+    try:
+        path = given.expanduser().resolve(strict=True)
+    except (OSError, RuntimeError, ValueError):
+        raise BadInput(f"The path `{_shown(given)}` does not exist.", "Check the spelling.") from None
+    if not path.is_dir() and not path.is_file():
+        raise BadInput(f"`{_shown(given)}` is neither a file nor a folder.", "Name files or folders.")
+    return path
+
+
+def files_below(path: Path, roots: Roots) -> Iterator[Found]:
+    """Every file to index at or below `path` (resolved), in order. Hidden files and folders, package folders, empty
+    `__init__.py` files and what is no regular file are left out; links are followed to files inside the same root."""
+    if path.is_file():
+        yield Found(roots.uri_of(path), path)
+        return
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if _is_wanted(name) and not (Path(folder) / name).is_symlink())
+        for name in sorted(names):
+            if _is_wanted(name):
+                yield from _checked(Path(folder) / name, path, roots)
+
+
+def _checked(file: Path, top: Path, roots: Roots) -> Iterator[Found]:
+    target = Path(os.path.realpath(file))  # unlike Path.resolve, a loop of links is no error but no file either
+    uri = roots.uri_of(file)
+    if file.is_symlink() and not target.is_relative_to(top):
+        yield Found(uri, target, outside=True)
+    elif target.is_file() and not (file.name == "__init__.py" and target.stat().st_size == 0):
+        yield Found(uri, target)
+
+
+def _is_wanted(name: str) -> bool:
+    return not name.startswith(".") and name not in SKIPPED
+
+
+def _shown(given: Path) -> str:
+    return given.name if given.is_absolute() else str(given)

@@ -1,0 +1,219 @@
+"""Results of every operation, one model each: what the command line prints as JSON, LangChain carries as artifact,
+and the MCP server puts into `_meta`. These shapes are stable; tests pin them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Shape(BaseModel):
+    """Base of all results: frozen, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Given(Shape):
+    """A passage the caller brings to `rerank` or `compress`: one JSONL line `{id?, text, uri?}`."""
+
+    text: str
+    id: str | None = None
+    uri: str | None = None
+
+
+class PieceOut(Shape):
+    """A run of kept text; `span` are offsets in what `fetch(id)` returns, null for joiners and generated text."""
+
+    text: str
+    span: tuple[int, int] | None
+
+
+class PassageOut(Shape):
+    """One cited passage. `box` is x0, y0, x1, y1 as fractions of the page around the kept pieces."""
+
+    n: int
+    id: str
+    title: str
+    uri: str
+    modality: str
+    page: int | None
+    box: tuple[float, float, float, float] | None
+    start_s: float | None
+    end_s: float | None
+    text: str
+    pieces: list[PieceOut]
+    score: float
+
+    @property
+    def where(self) -> str:
+        """The citation a reader needs: file, page, times."""
+        place = self.uri
+        if self.page is not None:
+            place += f" p.{self.page}"
+        if self.start_s is not None:
+            place += f" {self.start_s:.1f}–{self.end_s or self.start_s:.1f}s"
+        return place
+
+
+class DroppedOut(Shape):
+    id: str
+    reason: str
+    tokens: int
+
+
+class TokensOut(Shape):
+    """`used` counts the one text block that a model sees; `original` the full texts of all hits considered."""
+
+    tokenizer: str
+    budget: int
+    used: int
+    original: int
+    unused: str | None = None
+
+
+class RetrieveMs(Shape):
+    search: float
+    rerank: float
+    compress: float
+    total: float
+
+
+class Evidence(Shape):
+    """`retrieve --json`."""
+
+    query: str
+    library: str
+    passages: list[PassageOut]
+    dropped: list[DroppedOut]
+    tokens: TokensOut
+    ms: RetrieveMs
+    note: str | None = None
+
+
+class HitOut(Shape):
+    """One hit of `search` and `rerank`: `text` is the whole passage, or a snippet where the caller asked for one."""
+
+    n: int
+    id: str
+    title: str
+    uri: str
+    modality: str
+    page: int | None
+    box: tuple[float, float, float, float] | None
+    start_s: float | None
+    end_s: float | None
+    text: str
+    score: float
+
+
+class SearchOut(Shape):
+    """`search --json`."""
+
+    query: str
+    library: str
+    hits: list[HitOut]
+    ms: dict[str, float]
+    note: str | None = None
+
+
+class RerankOut(Shape):
+    """`rerank --json`: a permutation of what came in. `tokens` are those the reranker read."""
+
+    query: str
+    reranker: str
+    hits: list[HitOut]
+    calls: int
+    tokens: int
+    repaired: int
+    complete: bool
+    reason: str | None
+    ms: dict[str, float]
+
+
+class CompressOut(Shape):
+    """`compress --json`."""
+
+    query: str | None
+    refiner: str
+    passages: list[PassageOut]
+    dropped: list[DroppedOut]
+    tokens: TokensOut
+    ms: dict[str, float]
+
+
+class FetchOut(Shape):
+    """`fetch --json`: `text` is the item's whole text, or its part `span` (given in `metadata["span"]`)."""
+
+    id: str
+    title: str
+    text: str
+    uri: str
+    metadata: dict[str, Any]
+
+
+class FileProblem(Shape):
+    """A file that was not indexed, and why."""
+
+    uri: str
+    type: str
+    message: str
+    hint: str
+
+
+class IndexOut(Shape):
+    """`index --json`."""
+
+    library: str
+    files: int
+    indexed: int
+    unchanged: int
+    removed: int
+    items: int
+    problems: list[FileProblem]
+    ms: dict[str, float]
+
+
+class ViewOut(Shape):
+    """What `view(id)` shows: an image, downscaled; `tokens` is its estimated cost for a vision model."""
+
+    id: str
+    title: str
+    where: str
+    mime: str
+    image: bytes
+    width: int
+    height: int
+    tokens: int
+
+
+class DeleteOut(Shape):
+    """`delete --json`."""
+
+    library: str
+    deleted: int
+
+
+class LibraryOut(Shape):
+    """One row of `libraries --json`."""
+
+    name: str
+    files: int
+    items: int
+    healthy: bool
+
+
+class StatusOut(Shape):
+    """`status --json`."""
+
+    library: str
+    files: int
+    items: int
+    by_modality: dict[str, int]
+    store: dict[str, Any]
+    profile: dict[str, str]
+    models: dict[str, str]
+    healthy: bool
+    problems: list[FileProblem]
+    jobs: list[dict[str, Any]] = []
+    note: str | None = None

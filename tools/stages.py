@@ -1,0 +1,128 @@
+"""The systems behind the three stages of one profile: built late, once, and shared.
+
+Missing weights are never a crash and never silent: the stage falls back to a system that needs none, `missing` names
+the models, and `note` the command that fetches them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingWeights
+from ..manifests.registry import card
+from ..manifests.weights import folder
+
+if TYPE_CHECKING:
+    from ..refiners.base import Refiner
+    from ..rerankers.base import Reranker
+    from ..retrievers.base import Encoder
+    from ..retrievers.lm import LM
+    from ..settings import Settings
+
+WITHOUT_WEIGHTS = {"reranker": "no_rerank", "refiner": "extractive"}
+
+
+class Stages:
+    """Encoder, language model, rerankers and refiners of `settings` (a `retrievers.parts.Parts`).
+
+    Safe from many threads: one lock guards building, so that a model is loaded once.
+    """
+
+    def __init__(self, settings: Settings, device: str = "cpu") -> None:
+        self._settings = settings
+        self._device = device
+        self.missing: dict[str, str] = {}
+        self._built: dict[str, Any] = {}
+        self._lock = RLock()
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @property
+    def device(self) -> str:
+        return self._device
+
+    def encoder(self) -> Encoder:
+        """The dense encoder of the profile, or `MissingWeights`."""
+        wanted = self.settings.encoder
+        made: Encoder = self._once(f"retriever {wanted}", lambda: self._load("retriever", wanted))
+        return made
+
+    def lm(self) -> LM:
+        """The small language model of the profile, or `MissingWeights`."""
+        from ..retrievers.lm import TransformersLM
+
+        wanted = self.settings.lm
+        made: LM = self._once(
+            f"lm {wanted}",
+            lambda: TransformersLM.load(
+                folder(wanted, self.settings.weights), device=self.device, precision=self.settings.precision
+            ),
+        )
+        return made
+
+    def encoder_or_none(self) -> Encoder | None:
+        """The dense encoder, or None where its weights are missing (then `note` says so)."""
+        try:
+            found = self.encoder()
+        except MissingWeights as error:
+            self.missing[self.settings.encoder] = error.message
+            return None
+        self.missing.pop(self.settings.encoder, None)
+        return found
+
+    def reranker(self, system_id: str | None = None) -> Reranker:
+        """The reranker asked for, else the profile's, else (weights missing) the one that needs none."""
+        made: Reranker = self._chosen("reranker", system_id, self.settings.reranker)
+        return made
+
+    def refiner(self, system_id: str | None = None) -> Refiner:
+        """The refiner asked for, else the profile's, else (weights missing) the one that needs none."""
+        made: Refiner = self._chosen("refiner", system_id, self.settings.refiner)
+        return made
+
+    def warm(self) -> None:
+        """Load every model of the profile now."""
+        self.encoder_or_none()
+        self.reranker()
+        self.refiner()
+
+    def loaded(self) -> dict[str, str]:
+        """What is built so far: role and id → class."""
+        with self._lock:
+            return {key: type(system).__name__ for key, system in self._built.items()}
+
+    def note(self) -> str | None:
+        """What is missing and the command that mends it, or None."""
+        if not self.missing:
+            return None
+        names = ", ".join(sorted(self.missing))
+        effect = "search is BM25 only" if self.settings.encoder in self.missing else "compression keeps whole sentences"
+        return f"Weights missing ({names}): {effect}. Run `triptych pull {self.settings.profile}`."
+
+    def _chosen(self, role: str, asked: str | None, default: str) -> Any:
+        wanted = asked or default
+        try:
+            found = self._once(f"{role} {wanted}", lambda: self._load(role, wanted))
+        except MissingWeights as error:
+            if asked is not None:
+                raise
+            self.missing[wanted] = error.message
+        else:
+            self.missing.pop(wanted, None)
+            return found
+        plain = WITHOUT_WEIGHTS[role]
+        return self._once(f"{role} {plain}", lambda: self._load(role, plain))
+
+    def _once(self, key: str, build: Callable[[], Any]) -> Any:
+        with self._lock:
+            if key not in self._built:
+                self._built[key] = build()
+            return self._built[key]
+
+    def _load(self, role: str, system_id: str) -> Any:
+        system = card(system_id, role)
+        return system.resolve().load(system, self)
