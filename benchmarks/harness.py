@@ -59,7 +59,10 @@ def percentiles(milliseconds: list[float]) -> dict[str, float]:
 
     if not milliseconds:
         return {"p50": 0.0, "p95": 0.0}
-    return {"p50": round(float(np.percentile(milliseconds, 50)), 2), "p95": round(float(np.percentile(milliseconds, 95)), 2)}
+    return {
+        "p50": round(float(np.percentile(milliseconds, 50)), 2),
+        "p95": round(float(np.percentile(milliseconds, 95)), 2),
+    }
 
 
 def environment(*packages: str) -> dict[str, Any]:

@@ -10,8 +10,9 @@ space where only words were.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, chain, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import BadInput
@@ -83,15 +84,21 @@ class Evidence:
         text = self.hits[part.hit].item.text
         return [] if unit.whole else [Words(part.hit, (span,)) for span in words(text, unit.start, unit.end)]
 
+    def closed(self, part: Part) -> Words:
+        """A whole part, with those it needs."""
+        known = self.units(part.hit)
+        wanted = (part.unit, *known[part.unit].needs)
+        return Words(part.hit, tuple((known[n].start, known[n].end) for n in wanted))
+
     def count(self, text: str) -> int:
         return count(text, self.budget.tokenizer)
 
 
 Planner = Callable[[Evidence], Plan]
-Tail = Callable[[Evidence, Sequence[Part], Sequence[int]], tuple[int, list[Words]]]
-"""`tail(evidence, parts, sizes)`: all but the last of `parts` fit whole (`sizes[i]`: about how many tokens the first i
-take, more than the budget for the last; further parts follow where there are any). It answers how many parts stay
-whole, and the words that are kept instead of the next ones, most wanted first."""
+Tail = Callable[[Evidence, Sequence[Part], Sequence[int], int], tuple[int, list[Words]]]
+"""`tail(evidence, parts, sizes, n)`: the first n parts fit whole, the next does not; `sizes[i]` is about how many tokens
+the first i take. It answers how many parts stay whole, and the words that are kept of the next ones, most wanted first.
+"""
 
 
 def fit(hits: Sequence[Hit], budget: Budget, planner: Planner, tail: Tail) -> Refined:
@@ -116,50 +123,190 @@ def fit(hits: Sequence[Hit], budget: Budget, planner: Planner, tail: Tail) -> Re
         for n, hit in enumerate(hits)
         if n not in filling.spans
     )
-    return Refined(filling.passages(filling.spans), filling.used, sum(tokens), dropped, unused)
+    return Refined(filling.passages(), filling.used, sum(tokens), dropped, unused)
 
 
-def head(evidence: Evidence, parts: Sequence[Part], sizes: Sequence[int]) -> tuple[int, list[Words]]:
-    """The tail of refiners without a word model: the next part that has words, from its beginning."""
-    whole = bisect_right(sizes, sizes[-1] - 1) - 1
-    for part in parts[whole:]:
-        if found := evidence.words(part):
-            return whole, found
-    return whole, []
+def head(evidence: Evidence, parts: Sequence[Part], sizes: Sequence[int], n: int) -> tuple[int, list[Words]]:
+    """The tail without a word model: the beginning of the next part that has words."""
+    return n, next((found for part in parts[n:] if (found := evidence.words(part))), [])
 
 
 class _Filling:
-    """Spans kept so far, by hit, and the exact size of the block they make."""
+    """Spans kept so far, by hit, and the exact size of the block that they make."""
 
     def __init__(self, evidence: Evidence) -> None:
+        self.spans: dict[int, frozenset[Span]] = {}
         self._evidence = evidence
         self._room = evidence.budget.tokens
-        self.spans: dict[int, set[Span]] = {}
-        self.used = self.measure({})
+        self.used = self._measure({})
 
     def fill(self, parts: Sequence[Part], tail: Tail) -> str | None:
-        """Fill the budget; the answer names what did not fit, where under `FULL` of it is used.
+        """Fill the budget; answers what did not fit, where under `FULL` of it is used.
 
         Raises:
             BadInput: not even the smallest block fits.
         """
-        if not parts:
-            if self.used > self._room:
-                raise _too_small(self._room, self.used)
-            return None
-        sizes = self._sizes(parts)
-        n = self._longest(sizes, lambda n: self._whole(parts[:n]))
+        n, sizes = self._prefix(parts)
         wanted: list[Words] = []
-        if n < len(parts):
-            n, wanted = tail(self._evidence, parts, [*sizes[: n + 1], max(sizes[n], self._room) + 1])
-            kept = self._whole(parts[:n])
-            at = [0]
-            for group in wanted:
-                at.append(at[-1] + self._cost(group))
-            start = self.measure(kept)
-            k = self._longest([start + size for size in at], lambda k: self._with(kept, wanted[:k]))
-            wanted = wanted[max(k, 0) :]
-        rest = [*wanted, *(Words(part.hit, tuple(self._closed(part))) for part in parts[n:])]
-        if not self.spans:
-            self._least(parts)
-        return self._squeeze(rest)
+        if 0 <= n < len(parts):
+            n, wanted = tail(self._evidence, parts, sizes, n)
+            kept = self._add({}, map(self._evidence.closed, parts[:n]))
+            at = list(accumulate(map(self._cost, wanted), initial=self._measure(kept)))
+            wanted = wanted[max(0, self._longest(at, lambda k: self._add(kept, wanted[:k]))) :]
+        if self.used > self._room and not parts:
+            raise _too_small(self._room, self.used)
+        if parts and not self.spans:
+            wanted = [*self._evidence.words(self._least(parts)), *wanted]
+        return self._use_up(wanted, [self._evidence.closed(part) for part in parts[max(n, 0) :]])
+
+    def passages(self) -> tuple[Passage, ...]:
+        return self._passages(self.spans)
+
+    def _prefix(self, parts: Sequence[Part]) -> tuple[int, list[int]]:
+        """How many of the first parts fit whole (-1: not even the block without passages), and estimated sizes."""
+        limit = 2 * self._room
+        while True:
+            sizes = self._sizes(parts, limit)
+            n = self._longest(sizes, lambda n: self._add({}, map(self._evidence.closed, parts[:n])))
+            if n < len(sizes) - 1 or n == len(parts):
+                return n, sizes
+            limit *= 2
+
+    def _sizes(self, parts: Sequence[Part], limit: int) -> list[int]:
+        """Estimated tokens of the first i parts, until they pass `limit`."""
+        empty = self._measure({})
+        sizes = [empty]
+        seen: set[int] = set()
+        for part in parts:
+            if sizes[-1] > limit:
+                break
+            frame = 0 if part.hit in seen else self._measure({part.hit: frozenset()}) - empty
+            seen.add(part.hit)
+            sizes.append(sizes[-1] + frame + 1 + self._evidence.count(self._evidence.text(part)))
+        return sizes
+
+    def _longest(self, sizes: Sequence[int], build: Callable[[int], dict[int, frozenset[Span]]]) -> int:
+        """The largest n whose block fits, kept as the state; -1 (and no change) where none does."""
+        low, high, n = -1, len(sizes), bisect_right(sizes, self._room) - 1
+        guesses = 0
+        while high - low > 1:
+            n = min(max(n, low + 1), high - 1)
+            spans = build(n)
+            used = self._measure(spans)
+            if used <= self._room:
+                low, self.spans, self.used = n, spans, used
+            else:
+                high = n
+            guesses += 1
+            n = bisect_right(sizes, sizes[n] + self._room - used) - 1 if guesses < GUESSES else (low + high) // 2
+        return low
+
+    def _least(self, parts: Sequence[Part]) -> Part:
+        """Keep the smallest block that holds evidence: the first word of some hit's most wanted part, or all of it.
+
+        Raises:
+            BadInput: it does not fit.
+        """
+        best = list({part.hit: part for part in reversed(parts)}.values())
+        blocks = [self._add({}, (self._evidence.words(part) or [self._evidence.closed(part)])[:1]) for part in best]
+        used, n = min((self._measure(spans), n) for n, spans in enumerate(blocks))
+        if used > self._room:
+            raise _too_small(self._room, used)
+        self.spans, self.used = blocks[n], used
+        return best[n]
+
+    def _use_up(self, words: Sequence[Words], parts: Sequence[Words]) -> str | None:
+        """Add what still fits, in order; where the budget stays under `FULL`, name the first that does not.
+
+        Room that words have left is smaller than a word, and is tried again only under `FULL`.
+        """
+        if not words:
+            likely = (part for part in parts[: 10 * ATTEMPTS] if self._cost(part) <= self._room - self.used)
+            for part in islice(likely, ATTEMPTS):
+                self._try(part)
+        unused = None
+        for group in islice(chain(words, parts), ATTEMPTS):
+            if self.used >= FULL * self._room:
+                return None
+            missing = self._try(group)
+            if missing and unused is None:
+                unused = f"{self._name(group)} of `{self._evidence.hits[group.hit].item.id}`: {missing} tokens"
+        return unused if self.used < FULL * self._room else None
+
+    def _try(self, group: Words) -> int:
+        """Keep `group` if it fits; else how many tokens it would add."""
+        spans = self._add(self.spans, [group])
+        used = self._measure(spans)
+        if used > self._room:
+            return used - self.used
+        self.spans, self.used = spans, used
+        return 0
+
+    def _cost(self, group: Words) -> int:
+        """About how many tokens a group adds."""
+        text = self._evidence.hits[group.hit].item.text
+        return sum(self._evidence.count(" " + text[start:end]) for start, end in group.spans)
+
+    def _name(self, group: Words) -> str:
+        known = {(unit.start, unit.end): unit for unit in self._evidence.units(group.hit)}
+        unit = known.get(group.spans[0])
+        return "word" if unit is None else "row" if unit.whole else "sentence"
+
+    @staticmethod
+    def _add(spans: Mapping[int, frozenset[Span]], groups: Iterable[Words]) -> dict[int, frozenset[Span]]:
+        made: dict[int, set[Span]] = {}
+        for group in groups:
+            made.setdefault(group.hit, set(spans.get(group.hit, ()))).update(group.spans)
+        return {**spans, **{hit: frozenset(found) for hit, found in made.items()}}
+
+    def _measure(self, spans: Mapping[int, frozenset[Span]]) -> int:
+        """Exact tokens of the block."""
+        passages = self._passages(spans)
+        return self._evidence.count(self._evidence.budget.render(passages, len(self._evidence.hits) - len(passages)))
+
+    def _passages(self, spans: Mapping[int, frozenset[Span]]) -> tuple[Passage, ...]:
+        hits = self._evidence.hits
+        return tuple(
+            Passage(hits[n].item, _pieces(hits[n].item.text, self._evidence.units(n), spans[n]), hits[n].score)
+            for n in sorted(spans)
+        )
+
+
+def _untouched(hit: Hit) -> Passage:
+    text = hit.item.text
+    return Passage(hit.item, (Piece(text, (0, len(text)), "whole"),) if text else (), hit.score)
+
+
+def _pieces(text: str, known: Sequence[Unit], spans: Iterable[Span]) -> tuple[Piece, ...]:
+    """Kept runs in reading order, with a joiner wherever something but white space is left out between two."""
+    runs: list[Span] = []
+    for start, end in sorted(spans):
+        if runs and (start <= runs[-1][1] or text[runs[-1][1] : start].isspace()):
+            runs[-1] = (runs[-1][0], max(end, runs[-1][1]))
+        elif end > start:
+            runs.append((start, end))
+    starts = [unit.start for unit in known]
+    pieces: list[Piece] = []
+    for start, end in runs:
+        if pieces:
+            before = pieces[-1].span[1] if pieces[-1].span else 0
+            n = bisect_left(starts, before)
+            whole_unit = n < len(known) and known[n].end <= start
+            pieces.append(Piece(_joiner(text[before:start], whole_unit), None, "joiner"))
+        pieces.append(Piece(text[start:end], (start, end), "kept"))
+    return tuple(pieces)
+
+
+def _joiner(gap: str, whole_unit: bool) -> str:
+    """What stands for `gap`: a new line where the text after it begins one, `…` where a whole unit is missing."""
+    line = "\n" in gap[len(gap.rstrip()) :]
+    if whole_unit:
+        return "\n…\n" if line else " … "
+    return "\n" if line else " "
+
+
+def _too_small(budget: int, least: int) -> BadInput:
+    return BadInput(
+        f"The budget is `{budget}` tokens; the smallest block that can be shown takes {least}.",
+        f"Ask for at least {least}.",
+    )

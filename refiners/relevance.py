@@ -1,38 +1,48 @@
 """How much each unit of the evidence is wanted: the order in which a budget is filled.
 
-Coarse to fine. A unit's priority is the sum of three standard scores (mean 0, deviation 1 over all units at hand): its
-own relevance to the query, that of its whole passage by the same measure, and the hit's score. A passage pays for its
-frame (title, place, citation): its best unit stands one deviation lower and opens the passage, no other unit of it
-comes before. With no query, units are wanted in reading order, the first of every passage before the second of any.
+Coarse to fine. A unit's priority is a sum of standard scores (mean 0, deviation 1 over all units at hand): its own
+relevance, that of its whole passage by the same measures, and the hit's score. The measures are the cosine of token
+vectors and, a quarter as much, lexical overlap. A passage pays for its frame (title, place, citation): its best unit
+stands one deviation lower and opens the passage; no other unit of it comes before. Without a query, units are wanted in
+reading order, the first of every passage before the second of any.
 
-Chosen on multi-document questions, meeting transcripts and claims (`benchmarks/results/compress_choices.json`).
+Chosen on questions over many documents, meeting transcripts and scientific claims
+(`benchmarks/results/compress_choices.json`).
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import regex
 
+from ..retrievers.base import Query
+from ..retrievers.searchable import searchable_text
+from .fit import Evidence, Part, Plan, Planner
+
 if TYPE_CHECKING:
-    from ..retrievers.base import Hit, Query
-    from .units import Unit
+    from ..retrievers.base import Hit
 
 FLOOR = 0.1
-"""Cosine of MiniLM token vectors below which a passage's best unit is junk: it loses under 1 % of answer sentences,
-and over a third of the passages that BM25 alone found near a question."""
+"""Cosine of MiniLM vectors that the best unit of a passage must reach: under 1 % of answer sentences and over a third of
+the passages that BM25 alone had found lie below."""
+LEXICAL = 0.25
+"""Weight of lexical overlap next to token vectors."""
 OPENING = 1.0
 """What a passage's best unit loses for the frame that it opens, in deviations."""
 COARSE = 16
-"""Passages are scored by unit until they hold this many times the budget; the others are left out whole."""
+"""Passages are read by unit until they hold this many times the budget (or `COARSE_LEAST` tokens), no further."""
+COARSE_LEAST = 4096
 STEM = 5
 """Letters of a word that count for its lexical identity."""
 K1, B = 1.2, 0.75
 """Saturation and length normalisation of BM25."""
+REPEATED = 5
+"""Words that make a repeated unit a duplicate rather than a short line that occurs often."""
 
 _TERM = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}]+|[\p{L}\p{M}\p{N}]+")
 _CJK = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}]")
@@ -45,71 +55,137 @@ _STOP = frozenset(
 
 
 class Relevance(Protocol):
-    """Scores parts of a text against a query; an encoder's token vectors make it almost free after reranking."""
+    """Scores parts of a text against a query."""
 
-    def sentence_scores(self, query: str, text: str, spans: Sequence[tuple[int, int]]) -> list[float]:
-        """One score per span of `text`, higher is better, comparable across texts."""
+    def sentence_scores(self, query_text: str, item_text: str, spans: Sequence[tuple[int, int]]) -> Sequence[float]:
+        """One score per span of `item_text`, higher is better, comparable across texts."""
 
 
-def priorities(
-    query: Query | None,
-    hits: Sequence[Hit],
-    units: Sequence[Sequence[Unit]],
-    relevance: Relevance | None = None,
-    floor: float = FLOOR,
-) -> tuple[list[np.ndarray], list[int]]:
-    """Priorities of every hit's units, and the indexes of hits whose evidence is below the floor.
+class TokenRelevance:
+    """Cosine of a span's mean token vector and the query's; almost free after a reranker has read the same texts.
 
     Args:
-        units: of each hit; a hit may have none.
-        relevance: None for lexical overlap (BM25 over the units), which has no floor.
-        floor: on the scale of `relevance`: a passage none of whose units reaches it is junk.
+        encoder: has `token_vectors(texts, side)`, each with unit `vectors` (tokens, dim) and `offsets` (tokens, 2).
+    """
+
+    def __init__(self, encoder: Any) -> None:
+        self._encoder = encoder
+
+    def sentence_scores(self, query_text: str, item_text: str, spans: Sequence[tuple[int, int]]) -> list[float]:
+        """From -1 to 1; a token belongs to every span that it touches, and a span without tokens scores 0."""
+        [query] = self._encoder.token_vectors([query_text], "query")
+        [text] = self._encoder.token_vectors([item_text], "document")
+        wanted = _unit(query.vectors.astype(np.float32).sum(0))
+        sums = np.concatenate([np.zeros((1, len(wanted)), np.float32), np.cumsum(text.vectors, 0, np.float32)])
+        ends = np.maximum.accumulate(text.offsets[:, 1]) if len(text.offsets) else text.offsets[:, 1]
+        first = np.searchsorted(ends, [start for start, _ in spans], "right")
+        last = np.searchsorted(text.offsets[:, 0], [end for _, end in spans], "left")
+        return [float(_unit(sums[max(a, b)] - sums[a]) @ wanted) for a, b in zip(first, last, strict=True)]
+
+
+def relevance_of(encoder: Any) -> Relevance | None:
+    """What an encoder knows about sentences: None where it has no token vectors."""
+    return TokenRelevance(encoder) if hasattr(encoder, "token_vectors") else None
+
+
+def by_relevance(query: Query | None, relevance: Relevance | None = None, floor: float = FLOOR) -> Planner:
+    """A plan of units by priority, without duplicates and without passages below the floor.
+
+    Args:
+        relevance: None for lexical overlap alone, which has no floor.
+        floor: on the scale of `relevance`.
     """
     text = query.text if query is not None else None
-    sizes = [len(each) for each in units]
-    of = np.repeat(np.arange(len(hits)), sizes)
-    scores = _standard(np.array([hit.score for hit in hits], float)[of])
-    if not text:
-        order = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.empty(0)
-        return _split(_standard(-order.astype(float)) + scores, sizes), []
-    own, passage = _lexical(text, hits, units) if relevance is None else _scored(text, hits, units, relevance)
-    total = _opened(_standard(own) + _standard(passage[of]) + scores, of, len(hits))
-    best = np.full(len(hits), np.inf)
-    best[np.unique(of)] = -np.inf
-    np.maximum.at(best, of, own)
-    below = [] if relevance is None else [n for n in range(len(hits)) if best[n] < floor]
-    return _split(total, sizes), below
+
+    def plan(evidence: Evidence) -> Plan:
+        chosen = _coarse(text, evidence)
+        of = np.repeat(chosen, [len(evidence.units(n)) for n in chosen]).astype(int)
+        parts = [Part(n, unit) for n in chosen for unit in range(len(evidence.units(n)))]
+        priority, below = _priorities(text, evidence, parts, of, relevance, floor)
+        reasons = {n: "empty" for n, hit in enumerate(evidence.hits) if not hit.item.text.strip()}
+        reasons |= dict.fromkeys(below, "below floor")
+        ordered = [parts[n] for n in np.lexsort((np.arange(len(parts)), -priority)) if parts[n].hit not in below]
+        kept = _distinct(evidence, ordered)
+        repeated = {part.hit for part in ordered} - {part.hit for part in kept}
+        return Plan(tuple(kept), reasons | dict.fromkeys(repeated, "duplicate"))
+
+    return plan
 
 
-def lexical_passages(query: str, texts: Sequence[str]) -> np.ndarray:
-    """BM25 of each text among `texts`, float64 (len(texts),)."""
-    return _bm25(set(_terms(query)), [_terms(text) for text in texts])
+def _coarse(query: str | None, evidence: Evidence) -> list[int]:
+    """The hits that are read by unit, in order: the likeliest ones up to `COARSE` times the budget."""
+    limit = max(COARSE * evidence.budget.tokens, COARSE_LEAST)
+    if sum(evidence.tokens) <= limit:
+        return list(range(len(evidence.hits)))
+    likely = _standard(np.array([hit.score for hit in evidence.hits], float))
+    if query:
+        likely = likely + _standard(_bm25(query, [hit.item.text for hit in evidence.hits]))
+    order = np.lexsort((np.arange(len(likely)), -likely))
+    before = np.cumsum([0, *(evidence.tokens[n] for n in order)])[:-1]
+    return sorted(int(n) for n in order[before < limit])
 
 
-def _lexical(query: str, hits: Sequence[Hit], units: Sequence[Sequence[Unit]]) -> tuple[np.ndarray, np.ndarray]:
-    parts = [_terms(hit.item.text[u.start : u.end]) for hit, each in zip(hits, units, strict=True) for u in each]
-    return _bm25(set(_terms(query)), parts), lexical_passages(query, [hit.item.text for hit in hits])
+def _priorities(
+    query: str | None,
+    evidence: Evidence,
+    parts: Sequence[Part],
+    of: np.ndarray,
+    relevance: Relevance | None,
+    floor: float,
+) -> tuple[np.ndarray, set[int]]:
+    """Priority of each part, float64 (parts,), and the hits below the floor. `of[i]` is the hit of part i."""
+    scores = _standard(np.array([hit.score for hit in evidence.hits], float)[of])
+    if not query:
+        return scores - _standard(np.array([part.unit for part in parts], float)), set()
+    texts = [hit.item.text for hit in evidence.hits]
+    own = _standard(_bm25(query, [evidence.text(part) for part in parts]))
+    passage = _standard(_bm25(query, texts)[of])
+    below: set[int] = set()
+    if relevance is not None:
+        by_part, by_hit = _scored(query, evidence, dict.fromkeys(of.tolist()), relevance)
+        best = _best(by_part, of, len(texts))
+        below = {n for n in set(of.tolist()) if best[n] < floor}
+        own = _standard(by_part) + LEXICAL * own
+        passage = _standard(by_hit[of]) + LEXICAL * passage
+    priority = own + passage + scores
+    return np.minimum(priority, _best(priority, of, len(texts))[of] - OPENING), below
 
 
 def _scored(
-    query: str, hits: Sequence[Hit], units: Sequence[Sequence[Unit]], relevance: Relevance
+    query: str, evidence: Evidence, chosen: Mapping[int, None], relevance: Relevance
 ) -> tuple[np.ndarray, np.ndarray]:
-    own: list[float] = []
-    passage: list[float] = []
-    for hit, each in zip(hits, units, strict=True):
-        text = hit.item.text
-        spans = [(u.start, u.end) for u in each]
-        *parts, all_of_it = relevance.sentence_scores(query, text, [*spans, (0, len(text))]) if spans else [0.0]
-        own += parts
-        passage.append(all_of_it)
-    return np.array(own, float), np.array(passage, float)
+    """Scores by `relevance`: of the parts of all chosen hits, and of all hits (0 where not chosen)."""
+    by_part: list[float] = []
+    by_hit = np.zeros(len(evidence.hits))
+    for n in chosen:
+        item = evidence.hits[n].item
+        read = searchable_text(item)
+        shift = len(read) - len(item.text)
+        spans = [(unit.start + shift, unit.end + shift) for unit in evidence.units(n)]
+        *parts, by_hit[n] = relevance.sentence_scores(query, read, [*spans, (0, len(read))])
+        by_part += parts
+    return np.array(by_part, float), by_hit
 
 
-def _opened(priority: np.ndarray, of: np.ndarray, hits: int) -> np.ndarray:
-    """Each priority, at most what is left of its passage's best one after paying for the frame."""
+def _distinct(evidence: Evidence, parts: Sequence[Part]) -> list[Part]:
+    """`parts` without those that say word for word what an earlier one said."""
+    seen: set[tuple[str, ...]] = set()
+    kept = []
+    for part in parts:
+        said = tuple(evidence.text(part).casefold().split())
+        if len(said) >= REPEATED and not evidence.unit(part).needs:
+            if said in seen:
+                continue
+            seen.add(said)
+        kept.append(part)
+    return kept
+
+
+def _best(values: np.ndarray, of: np.ndarray, hits: int) -> np.ndarray:
+    """The largest value of each hit, -inf for a hit without any."""
     best = np.full(hits, -np.inf)
-    np.maximum.at(best, of, priority)
-    return np.minimum(priority, best[of] - OPENING)
+    np.maximum.at(best, of, values)
+    return best
 
 
 def _standard(values: np.ndarray) -> np.ndarray:
@@ -118,8 +194,9 @@ def _standard(values: np.ndarray) -> np.ndarray:
     return (values - values.mean()) / spread if spread > 1e-9 else np.zeros(len(values))
 
 
-def _split(values: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
-    return np.split(values, np.cumsum(sizes)[:-1]) if sizes else []
+def _unit(vector: np.ndarray) -> np.ndarray:
+    length = float(np.linalg.norm(vector))
+    return vector / length if length else vector
 
 
 def _terms(text: str) -> list[str]:
@@ -134,17 +211,19 @@ def _terms(text: str) -> list[str]:
     return found
 
 
-def _bm25(query: set[str], documents: Sequence[Sequence[str]]) -> np.ndarray:
-    counts = [Counter(document) for document in documents]
-    frequency = Counter(term for count in counts for term in count if term in query)
-    mean = sum(map(len, documents)) / max(len(documents), 1) or 1.0
-    weight = {term: math.log(1 + (len(documents) - n + 0.5) / (n + 0.5)) for term, n in frequency.items()}
-    scores = [
-        sum(
-            weight[term] * count[term] * (K1 + 1) / (count[term] + K1 * (1 - B + B * len(document) / mean))
-            for term in sorted(weight)
-            if term in count
-        )
-        for count, document in zip(counts, documents, strict=True)
-    ]
-    return np.array(scores, float)
+def _bm25(query: str, texts: Sequence[str]) -> np.ndarray:
+    """BM25 of each text among `texts`, float64 (texts,)."""
+    terms = set(_terms(query))
+    lengths, counts = [], []
+    for text in texts:
+        found = _terms(text)
+        lengths.append(len(found))
+        counts.append(Counter(term for term in found if term in terms))
+    frequency = Counter(term for one in counts for term in one)
+    mean = sum(lengths) / max(len(texts), 1) or 1.0
+    weights = {term: math.log(1 + (len(texts) - n + 0.5) / (n + 0.5)) for term, n in sorted(frequency.items())}
+    scores = np.zeros(len(texts))
+    for n, (one, length) in enumerate(zip(counts, lengths, strict=True)):
+        norm = K1 * (1 - B + B * length / mean)
+        scores[n] = sum(weight * one[t] * (K1 + 1) / (one[t] + norm) for t, weight in weights.items() if t in one)
+    return scores

@@ -10,14 +10,14 @@ from .base import Cost, Limits, Ranking, Reranker
 if TYPE_CHECKING:
     from ..manifests.registry import Card
     from ..retrievers.base import Hit, Query
-    from ..settings import Settings
+    from ..retrievers.parts import Parts
 
 
 class NoRerank(Reranker):
     """Gives every list back unchanged, scores included; needs no weights."""
 
     @classmethod
-    def load(cls, card: Card, settings: Settings, device: str = "cpu") -> NoRerank:
+    def load(cls, card: Card, parts: Parts) -> NoRerank:
         return cls()
 
     @classmethod

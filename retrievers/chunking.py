@@ -8,8 +8,7 @@ from __future__ import annotations
 from base64 import b32encode
 from bisect import bisect_right
 from hashlib import sha256
-from itertools import groupby, pairwise
-from os.path import commonprefix
+from itertools import groupby, pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
 import regex
@@ -26,24 +25,26 @@ if TYPE_CHECKING:
 CHUNK_PIECES = 180
 """Most word pieces of a passage, as `pieces` counts them; 99 of 100 are then at most 256 in an uncased vocabulary."""
 
-UNIT_PIECES = 110
-"""A sentence or row above this many word pieces (about 80 English words) is split at clauses, then words."""
+UNIT_PIECES = 90
+"""A sentence or row above this many word pieces (about 70 English words) is split at clauses, then words."""
 
 _CJK = r"\p{Han}\p{Hiragana}\p{Katakana}"
 _GRAPHEME = regex.compile(r"\X")
 _WORD = regex.compile(r"\p{Latin}[\p{Latin}\p{M}]*")
 _DIGITS = regex.compile(r"\p{Nd}+")
 _SINGLE = regex.compile(r"[^\p{Latin}\p{Nd}\p{M}\p{Z}\p{C}]")
+_LONG_BLANK = regex.compile(r"\s{16,}")
 _WIDE = regex.compile(rf"[{_CJK}\p{{Hangul}}\uFF01-\uFF60\u3000-\u303F]")
 _IDEOGRAPH = regex.compile(rf"[{_CJK}]")
 _CLOSERS = r"[\"'”’)）\]」』》*_]*"
+_TERMINAL = regex.compile(r"[\p{STerm}…]\W*\w|\n\s*\n")
 _SENTENCE_END = regex.compile(rf"[\p{{STerm}}…]{_CLOSERS}\s+$|\n\s*\n\s*$")
 _CJK_END = regex.compile(rf"[。！？｡]+{_CLOSERS}\s*")
 _PLAIN_END = regex.compile(r"\b\p{Ll}{5,}[.!?]\s+(?=\p{Lu})")  # sentencex skips it after an odd parenthesis
 _CLAUSE_END = regex.compile(r"[,;:，；：、—–…]" + _CLOSERS + r"\s*$")
 
 _TABLE_RULE = regex.compile(r"\|[-:| ]+\|?")
-_BLANK_LINES = regex.compile(r"(?:[^\S\n]*\n)*")
+_BLANK_LINES = regex.compile(r"(?:[^\S\n]*\n)*(?:\s{40,})?")
 _PREPENDED = regex.compile(r"\p{GCB=Prepend}")
 
 _AFTER_HEADING = 9.0  # a heading or the head of a table from what is below it
@@ -51,7 +52,7 @@ _BEFORE_SECTION = -0.5
 _AFTER_LEAD_IN = 0.5
 _AFTER_PARAGRAPH = 0.0
 _AFTER_ROW = 0.3
-_AFTER_SENTENCE = 0.5
+_AFTER_SENTENCE = 0.7
 _INSIDE_SENTENCE = 1.5
 
 _MARKER = regex.compile(
@@ -69,7 +70,7 @@ _SHORTEST_WRAPPED = 30
 
 def passage_id(uri: str, content_hash: str, ordinal: int) -> str:
     """The id of passage `ordinal` of a file: 13 characters, the same for the same file, content and cut."""
-    return _short_hash(f"{uri}\0{content_hash}\0{ordinal}")
+    return _short_hash(f"{len(uri)} {uri} {content_hash} {ordinal}")
 
 
 def document_id(uri: str) -> str:
@@ -111,7 +112,7 @@ class _Run:
         start = 0
         for section in sections:
             self.starts.append(start)
-            self.lines += [(start + a, start + b, *box) for a, b, *box in section.lines]
+            self.lines += [(start + a, start + b, x0, y0, x1, y1) for a, b, x0, y0, x1, y1 in section.lines]
             if section.headings:
                 end = section.text.find("\n")
                 self.heads[start] = start + (end if end >= 0 else len(section.text))
@@ -122,7 +123,7 @@ class _Run:
 
         A passage costs the square of the share of `limit` that it leaves unused; a cut costs what it breaks.
         """
-        units = self._units(limit)
+        units = self._gathered(self._units(limit), limit)
         sizes = [max(1, pieces(self.text[start:end])) for start, end in units]
         costs = [0.0, *(self._cost(before, after) for before, after in pairwise(units)), 0.0]
         best = [(0.0, 0)]  # per cut: the cost of everything before it, and where its passage begins
@@ -156,6 +157,20 @@ class _Run:
             [max(a, start) - start, min(b, end) - start, *(round(x, 4) for x in box)]
             for a, b, *box in self.lines[low:high]
         ]
+
+    def _gathered(self, units: Sequence[tuple[int, int]], limit: int) -> list[tuple[int, int]]:
+        """Tiny neighbours as one unit, so that the number of units in a passage stays small."""
+        gathered: list[tuple[int, int]] = []
+        room = 0
+        for unit in units:
+            size = max(1, pieces(self.text[slice(*unit)]))
+            if gathered and size <= room and _AFTER_PARAGRAPH < self._cost(gathered[-1], unit) < _AFTER_HEADING:
+                gathered[-1] = (gathered[-1][0], unit[1])
+                room -= size
+            else:
+                gathered.append(unit)
+                room = limit // 12 - size
+        return gathered
 
     def section_at(self, position: int) -> int:
         """The index of the section that holds the character at `position`."""
@@ -192,7 +207,7 @@ def _item(document: Document, content_hash: str, ordinal: int, run: _Run, span: 
     lines = run.lines_in(start, end)
     meta: dict[str, Any] = {
         "title": document.title,
-        "headings": list(commonprefix([section.headings for section in inside])),
+        "headings": _shared([section.headings for section in inside]),
         "document": document_id(document.uri),
         "ordinal": ordinal,
         "mime": document.mime,
@@ -206,6 +221,12 @@ def _item(document: Document, content_hash: str, ordinal: int, run: _Run, span: 
     return Item(id, run.text[start:end], source, first.modality, first.media, meta)
 
 
+def _shared(paths: Sequence[Sequence[str]]) -> list[str]:
+    """The titles that all paths begin with."""
+    levels = takewhile(lambda titles: len(set(titles)) == 1, zip(*paths, strict=False))
+    return [titles[0] for titles in levels]
+
+
 def _around(lines: Sequence[Sequence[float]]) -> Box | None:
     if not lines:
         return None
@@ -217,11 +238,12 @@ def pieces(text: str) -> int:
     """About how many word pieces an uncased WordPiece encoder makes of `text`, without its vocabulary.
 
     Additive over whole words: words by length, digits by two, every other letter, ideograph, mark of punctuation or
-    emoji one piece; white space and combining marks none.
+    emoji one piece; combining marks and ordinary white space none.
     """
-    words = sum(1 + max(0, m.end() - m.start() - 6) // 4 for m in _WORD.finditer(text))
-    digits = sum((m.end() - m.start() + 1) // 2 for m in _DIGITS.finditer(text))
-    return words + digits + sum(1 for _ in _SINGLE.finditer(text))
+    words: int = sum(1 + max(0, m.end() - m.start() - 6) // 4 for m in _WORD.finditer(text))
+    digits: int = sum((m.end() - m.start() + 1) // 2 for m in _DIGITS.finditer(text))
+    blanks: int = sum((m.end() - m.start()) // 16 for m in _LONG_BLANK.finditer(text))
+    return words + digits + blanks + len(_SINGLE.findall(text))
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
@@ -247,6 +269,8 @@ def _sentence_cuts(paragraph: str) -> Iterator[int]:
 
     marker = _MARKER.match(paragraph)
     first = marker.end() if marker else 0
+    if not _TERMINAL.search(paragraph, first):
+        return
     if _IDEOGRAPH.search(paragraph):
         yield from (match.end() for match in _CJK_END.finditer(paragraph, first))
         boundaries = get_sentence_boundaries("zh", paragraph)
@@ -348,7 +372,7 @@ def _shorter(text: str, span: tuple[int, int], limit: int) -> Iterator[tuple[int
     for low, high in _words(text, *span):
         cost = pieces(text[low:high])
         if size + cost > limit and low > start:
-            cut = clause if at_clause * 2 >= size else low
+            cut = clause if clause > start and at_clause * 2 >= size else low
             yield start, cut
             start, size = cut, size - at_clause if cut == clause else 0
             clause, at_clause = start, 0

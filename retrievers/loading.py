@@ -47,7 +47,7 @@ def _computes_bfloat16(device: str) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within this block transformers shows no progress bars and logs errors only: a library does not write to stderr."""
+    """Within this block transformers shows no progress bars and logs errors only; a library leaves stderr alone."""
     from transformers.utils import logging
 
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -61,6 +61,7 @@ def serve(settings: Settings, plan: Plan, stdout: Stdout) -> None:
     if plan.transport == "http" and plan.host not in LOCAL_HOSTS:
         hint = "Serving other machines needs authentication, which is not there yet: use 127.0.0.1."
         raise BadInput(f"The host `{plan.host}` is not this machine.", hint)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     roots = Roots.of(plan.roots)
     name = plan.library or (roots.library if plan.roots else "default")
     sessions = Sessions(_opener(settings, name if plan.allow_write or plan.roots else None), name)

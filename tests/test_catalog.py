@@ -6,6 +6,7 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 import pytest
+
 from triptych.errors import StoreError
 from triptych.retrievers.base import Item, Source
 from triptych.tools.catalog import FILE, Catalog, FileRow, damaged, digest
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 def items(uri: str, version: str, n: int) -> list[Item]:
     return [
-        Item(f"{uri}-{version}-{at}", f"text {version} {at}", Source(uri, 0, 1), meta={"ordinal": at}) for at in range(n)
+        Item(f"{uri}-{version}-{at}", f"text {version} {at}", Source(uri, 0, 1), meta={"ordinal": at})
+        for at in range(n)
     ]
 
 
@@ -92,7 +94,9 @@ def test_files_are_listed_by_prefix_without_wildcards(catalog: Catalog) -> None:
 
 
 def test_a_failed_file_keeps_its_reason(catalog: Catalog) -> None:
-    failed = FileRow("x.pdf", "h", 1, 1, error_type="UnreadableFile", error_message="`x.pdf` is empty.", error_hint="No.")
+    failed = FileRow(
+        "x.pdf", "h", 1, 1, error_type="UnreadableFile", error_message="`x.pdf` is empty.", error_hint="No."
+    )
     catalog.put(failed)
     assert catalog.file("x.pdf") == failed
     catalog.forget_empty()

@@ -826,7 +826,9 @@ def command_line(home: Path, *arguments: str) -> StdioServerParameters:
 
 async def until_indexed(client: Client) -> dict[str, Any]:
     for _ in range(600):
-        state = (await client.call_tool("status", {})).structured_content
+        answer = await client.call_tool("status", {})
+        assert not answer.is_error, text_of(answer)
+        state = answer.structured_content
         jobs = [job for job in state["jobs"] if job["kind"] == "index"]
         if jobs and all(job["state"] not in ("queued", "running") for job in jobs):
             return state

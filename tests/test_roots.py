@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from triptych.errors import BadInput, Forbidden, NotFound
 from triptych.tools.roots import Roots, existing, files_below
 
@@ -72,7 +73,7 @@ def test_labels_are_unique() -> None:
 
 
 def test_a_missing_path_is_named_without_its_place_on_this_machine(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="`nothing.md` does not exist") as caught:
+    with pytest.raises(BadInput, match=r"`nothing\.md` does not exist") as caught:
         existing(tmp_path / "nothing.md")
     assert str(tmp_path) not in str(caught.value)
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingWeights
 from ..manifests.registry import card
-from ..manifests.weights import folder
 
 if TYPE_CHECKING:
     from ..refiners.base import Refiner
@@ -56,12 +55,7 @@ class Stages:
         from ..retrievers.lm import TransformersLM
 
         wanted = self.settings.lm
-        made: LM = self._once(
-            f"lm {wanted}",
-            lambda: TransformersLM.load(
-                folder(wanted, self.settings.weights), device=self.device, precision=self.settings.precision
-            ),
-        )
+        made: LM = self._once(f"lm {wanted}", lambda: TransformersLM.load(self.settings, self.device))
         return made
 
     def encoder_or_none(self) -> Encoder | None:

@@ -3,19 +3,21 @@
 Late interaction: every query token looks for its best match among the passage's tokens. It is not ColBERT: the token
 vectors are those of all-MiniLM-L6-v2 (Apache-2.0), which was trained for its mean vector and not for this; there is no
 projection, no `[MASK]` augmentation and no marker token; matches are squared, so that one strong match counts for more
-than two weak ones; and the first stage's order has a say. Stop words and punctuation stay in: leaving them out,
-weighting tokens by rarity or by length, and leaving punctuation out of passages were measured, and gained nothing.
+than two weak ones; query tokens of scripts that the model does not know are looked for literally; and the first
+stage's order has a say. Stop words and punctuation stay in: leaving them out, weighting tokens by rarity or by length,
+leaving punctuation out of passages, other layers, and the best sentence alone were measured, and gained nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ...errors import Unsupported
-from ...retrievers.base import Side
+from ...retrievers.scripts import folded, foreign, literal_units
 from ...retrievers.searchable import searchable_text
 from .. import _pointwise
 from .._pointwise import Read
@@ -23,8 +25,8 @@ from ..base import Cost, Limits, Ranking, Reranker
 
 if TYPE_CHECKING:
     from ...manifests.registry import Card
-    from ...retrievers.base import Hit, Item, Query
-    from ...settings import Settings
+    from ...retrievers.base import Hit, Item, Query, Side
+    from ...retrievers.parts import Parts
 
 POWER = 2
 """Exponent of a match. 1 is ColBERT's; 2 and 3 were equally better on the development sets."""
@@ -47,19 +49,55 @@ class SentenceScorer:
         self._encoder = encoder
 
     def sentence_scores(self, query_text: str, item_text: str, spans: Sequence[tuple[int, int]]) -> list[float]:
-        """For each half-open character span of `item_text`: MaxSim of the tokens inside it, from 0 to 1.
+        """For each half-open character span of `item_text`: late interaction with the tokens inside it, from 0 to 1.
 
         A token belongs to every span that it touches; a span without tokens scores 0.
         """
-        [query] = self._encoder.token_vectors([query_text], "query")
+        asked = Asked.read(self._encoder, query_text)
         [text] = self._encoder.token_vectors([item_text], "document")
-        matches = similarities(query.vectors, text.vectors)
+        matches = asked.matches(text.vectors)
         starts, ends = text.offsets[:, 0], text.offsets[:, 1]
-        return [maxsim(matches[:, (starts < end) & (ends > start)]) for start, end in spans]
+        inside = [(starts < end) & (ends > start) for start, end in spans]
+        return [asked.score(matches[:, kept], item_text[a:b]) for kept, (a, b) in zip(inside, spans, strict=True)]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query as late interaction sees it.
+
+    Attributes:
+        vectors: unit-length (tokens, dim) of the tokens without letters of other scripts than Latin.
+        units: what is looked for literally (`literal_units`).
+    """
+
+    vectors: np.ndarray
+    units: tuple[str, ...]
+
+    @classmethod
+    def read(cls, encoder: TokenEncoder, text: str) -> Asked:
+        [found] = encoder.token_vectors([text], "query")
+        known = [not any(map(foreign, text[start:end])) for start, end in found.offsets]
+        return cls(found.vectors[np.array(known, bool)], tuple(literal_units(text)))
+
+    def matches(self, vectors: np.ndarray) -> np.ndarray:
+        """Cosines (query tokens, text tokens), float32."""
+        return self.vectors.astype(np.float32) @ vectors.astype(np.float32).T
+
+    def score(self, matches: np.ndarray, text: str) -> float:
+        """Mean over query tokens of the squared best cosine in `matches`, and over units of 1 where `text` has them.
+
+        From 0 to 1; 0 where either side is empty. Without units, with power 1 and a sum, it is eq. 3 of the paper.
+        """
+        parts = len(matches) + len(self.units)
+        if not parts or not text:
+            return 0.0
+        best = matches.max(axis=1, initial=0.0) if matches.size else np.zeros(0, np.float32)
+        plain = folded(text) if self.units else ""
+        return (float((best**POWER).sum()) + sum(unit in plain for unit in self.units)) / parts
 
 
 class MaxSim(Reranker):
-    """Orders hits by `maxsim` of query and `searchable_text`, plus the first stage's say.
+    """Orders hits by the late interaction of query and `searchable_text`, plus the first stage's say.
 
     Scores lie between 0 and 1.2 and mean the same for every list: texts about other things stay near 0.1 to 0.2.
 
@@ -73,11 +111,17 @@ class MaxSim(Reranker):
         self._prior = prior
 
     @classmethod
-    def load(cls, card: Card, settings: Settings, device: str = "cpu", encoder: TokenEncoder | None = None) -> MaxSim:
-        """With `encoder`, or an all-MiniLM-L6-v2 of its own from the pulled weights."""
-        from ...retrievers.text.all_minilm_l6_v2 import AllMiniLM
+    def load(cls, card: Card, parts: Parts) -> MaxSim:
+        """With the profile's encoder.
 
-        return cls(encoder or AllMiniLM.load(card, settings, device))
+        Raises:
+            MissingWeights: its weights are not on this machine.
+            Unsupported: it has no token vectors.
+        """
+        encoder = parts.encoder()
+        if not hasattr(encoder, "token_vectors"):
+            raise Unsupported(f"`{encoder.space.name}` has no token vectors.", "Choose an encoder that has them.")
+        return cls(encoder)
 
     @classmethod
     def tiny(cls, seed: int = 0) -> MaxSim:
@@ -98,32 +142,18 @@ class MaxSim(Reranker):
         """
         if query.text is None:
             raise Unsupported("MaxSim reads text, and the query has `None`.", "Ask with text.")
-        asked: list[Any] = []
+        asked: list[Asked] = []
 
         def read(items: Sequence[Item]) -> list[Read]:
             if not asked:
-                asked.extend(self._encoder.token_vectors([query.text or ""], "query"))
-            texts = self._encoder.token_vectors([searchable_text(item) for item in items], "document")
-            return [Read(maxsim(similarities(asked[0].vectors, text.vectors)), len(text.vectors)) for text in texts]
+                asked.append(Asked.read(self._encoder, query.text or ""))
+            texts = [searchable_text(item) for item in items]
+            vectors = [one.vectors for one in self._encoder.token_vectors(texts, "document")]
+            pairs = zip(vectors, texts, strict=True)
+            return [Read(asked[0].score(asked[0].matches(one), text), len(one)) for one, text in pairs]
 
         return _pointwise.rank(hits, limits, read, prior=self._prior)
 
     def estimate(self, n: int) -> Cost:
         """One call and about 200 tokens per hit."""
         return Cost(calls=n, tokens=n * PASSAGE_TOKENS) if n > 1 else Cost(calls=0, tokens=0)
-
-
-def similarities(query: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """Cosines (query tokens, text tokens), float32, of unit-length token vectors."""
-    return query.astype(np.float32) @ text.astype(np.float32).T
-
-
-def maxsim(matches: np.ndarray) -> float:
-    """Mean over query tokens of the squared best cosine (negative ones as 0) in `matches` (query tokens, text tokens).
-
-    From 0 to 1; 0 where either side has no tokens. With power 1 and a sum it is eq. 3 of the paper.
-    """
-    if matches.size == 0:
-        return 0.0
-    best = matches.max(axis=1)
-    return float((np.maximum(best, 0.0) ** POWER).mean()) if not np.isnan(best).any() else float("nan")

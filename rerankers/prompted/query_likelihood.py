@@ -21,7 +21,7 @@ from ..base import Cost, Limits, Ranking, Reranker
 if TYPE_CHECKING:
     from ...manifests.registry import Card
     from ...retrievers.base import Hit, Item, Query
-    from ...settings import Settings
+    from ...retrievers.parts import Parts
 
 PROMPT = "Passage: {passage}\nPlease write a question based on this passage.\nQuestion:"
 """Section 2.2 of the paper, with the answer announced so that a small model does not have to find its place."""
@@ -48,9 +48,13 @@ class QueryLikelihood(Reranker):
         self._prior = prior
 
     @classmethod
-    def load(cls, card: Card, settings: Settings, device: str = "cpu", lm: LM | None = None) -> QueryLikelihood:
-        """With `lm`, or the profile's small language model from the pulled weights."""
-        return cls(lm or TransformersLM.load(settings, device))
+    def load(cls, card: Card, parts: Parts) -> QueryLikelihood:
+        """With the profile's small language model.
+
+        Raises:
+            MissingWeights: it is not on this machine.
+        """
+        return cls(parts.lm())
 
     @classmethod
     def tiny(cls, seed: int = 0) -> QueryLikelihood:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,7 @@ def read(path: Path, uri: str, limits: Limits | None = None) -> Document:
     return _reader(_READERS[mime]).read(file, uri, mime, limits)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _reader(entry: str) -> Reader:
     module, name = entry.split(":")
     reader: Reader = getattr(import_module(f".{module}", __package__), name)()

@@ -5,14 +5,18 @@ Positions are in one unit for both axes (points or pixels), origin top left, in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from statistics import median
+from typing import TYPE_CHECKING
 
 import regex
 
-from ..base import Box
-from .base import Line
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..base import Box
+    from .base import Line
 
 _CELL_GAP = 1.5  # of the letter size: wider than a justified space, narrower than the padding of a table
 _CELL_ROWS = 12
@@ -78,7 +82,7 @@ class Row:
     def text(self) -> str:
         """The words, a space between them, a tab where the gap is that of a column."""
         parts = [self.words[0].text]
-        for before, word in zip(self.words, self.words[1:], strict=False):
+        for before, word in pairwise(self.words):
             gap = (word.left - before.right) / max(before.size, word.size, 1e-6)
             close = gap < 0.2 and _WIDE.match(word.text) and _WIDE.match(before.text[-1])
             apart = gap > _CELL_GAP or before.cell or word.cell
@@ -137,7 +141,7 @@ def with_cells(words: Sequence[Word], rules: Sequence[Box]) -> list[Word]:
         gathered = [_rows(cell) for cell in cells.values()]
         is_row = len(cells) > 1 and max(map(len, gathered)) <= _CELL_ROWS
         top, bottom = min(w.top for c in cells.values() for w in c), max(w.bottom for c in cells.values() for w in c)
-        rest += [_cell(rows, top, bottom) for rows in gathered] if is_row else _words(sum(gathered, []))
+        rest += [_cell(rows, top, bottom) for rows in gathered] if is_row else _words(list(chain(*gathered)))
     return rest
 
 
@@ -222,7 +226,7 @@ def _gaps(rows: Sequence[Row]) -> list[float]:
     """Middles of the gaps that at least three rows share, the most frequent first."""
     counts: dict[int, list[float]] = {}
     for row in rows:
-        for before, word in zip(row.words, row.words[1:], strict=False):
+        for before, word in pairwise(row.words):
             if word.left - before.right >= _GUTTER * row.size:
                 middle = (word.left + before.right) / 2
                 counts.setdefault(round(middle / (2 * row.size)), []).append(middle)
@@ -270,7 +274,7 @@ def _is_column(rows: Sequence[Row]) -> bool:
 
 def _pitch(rows: Sequence[Row]) -> float:
     """The usual distance between the tops of neighbouring rows."""
-    steps = [b.top - a.top for a, b in zip(rows, rows[1:], strict=False) if b.top > a.top]
+    steps = [b.top - a.top for a, b in pairwise(rows) if b.top > a.top]
     return median(steps) if steps else 0.0
 
 

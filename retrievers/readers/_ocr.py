@@ -6,20 +6,22 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Sequence
 from functools import lru_cache
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from ... import progress
-from ..base import Box
 from ._layout import Row, Word, reading_order
 from .base import clean
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from PIL.Image import Image
 
-_LONGEST_SHAPE = 3.0  # sides of a picture: above, it is read in tiles
+    from ..base import Box
+
+_LONGEST_SHAPE = 3.0  # height of a picture by its width: above, it is read in tiles
 _OVERLAP = 0.04  # of a tile's length: more than a line of text is high
 _LETTER = 0.7  # letter size, of the height of a detected box, which has a margin
 _MOST_TILT = math.radians(15)
@@ -44,9 +46,11 @@ def _engine() -> Any:
         "Global.max_side_len": 10**6,
         "EngineConfig.onnxruntime.intra_op_num_threads": _THREADS,
         "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+        "Global.use_cls": False,  # turns more lines that stand upright than it mends
+        "Det.use_dilation": False,
         "Det.limit_type": "max",
         "Det.limit_side_len": _DETECTION_EDGE,
-        "Rec.rec_batch_num": 1,
+        "Rec.rec_batch_num": 1,  # a batch is as slow as its longest line
     }
     return rapidocr.RapidOCR(params=parameters)
 
@@ -54,25 +58,25 @@ def _engine() -> Any:
 def read_picture(picture: Image, edge: int) -> list[Row]:
     """Lines of text in `picture`, in reading order; boxes are fractions of the whole picture.
 
-    A picture longer than three times its width (or wider than three times its height) is read in overlapping tiles;
-    each picture or tile is scaled down to `edge` pixels on its longer side. Fractions do not change with scale; those
-    of a tile are shifted to the whole. A slight tilt is measured over all lines and taken out before lines are joined.
+    A picture higher than `edge` and than three times its width is read in overlapping tiles; each picture or tile is
+    scaled down to `edge` pixels on its longer side, and corners are scaled up and shifted back to the whole picture
+    before they become fractions of it. A slight tilt is measured over all lines and taken out before words on one line
+    are joined.
     """
-    quads = [quad for tile in _tiles(*picture.size) for quad in _found(picture, tile, edge)]
-    return reading_order(_words(_once(quads), *picture.size))
+    found = [one for tile in _tiles(*picture.size, edge) for one in _found(picture, tile, edge)]
+    seen = [one for one in found if _is_plausible(one, picture.width * picture.height)]
+    return reading_order(_words(_once(seen), *picture.size))
 
 
-def _tiles(width: int, height: int) -> list[tuple[int, int, int, int]]:
-    """Boxes `left, top, right, bottom` in pixels that cover the picture along its longer side."""
-    short, long = sorted((width, height))
-    if long <= _LONGEST_SHAPE * short:
+def _tiles(width: int, height: int, edge: int) -> list[tuple[int, int, int, int]]:
+    """Boxes `left, top, right, bottom` in pixels that cover the picture from top to bottom."""
+    if height <= max(edge, _LONGEST_SHAPE * width):
         return [(0, 0, width, height)]
-    count = math.ceil(long / (_LONGEST_SHAPE / 2 * short))
-    length = long / count
-    edges = [
-        (max(0, int((i - _OVERLAP) * length)), min(long, math.ceil((i + 1 + _OVERLAP) * length))) for i in range(count)
-    ]
-    return [(0, a, width, b) if height == long else (a, 0, b, height) for a, b in edges]
+    count = math.ceil(height / (_LONGEST_SHAPE / 2 * width))
+    length = height / count
+    tops = [max(0, int((n - _OVERLAP) * length)) for n in range(count)]
+    bottoms = [min(height, math.ceil((n + 1 + _OVERLAP) * length)) for n in range(count)]
+    return [(0, top, width, bottom) for top, bottom in zip(tops, bottoms, strict=True)]
 
 
 def _found(picture: Image, tile: tuple[int, int, int, int], edge: int) -> list[_Found]:
@@ -93,12 +97,18 @@ def _found(picture: Image, tile: tuple[int, int, int, int], edge: int) -> list[_
     return [(clean(text)[0].strip(), quad) for text, quad in zip(found.txts, corners.tolist(), strict=True)]
 
 
+def _is_plausible(one: _Found, area: int) -> bool:
+    """Whether there is text, and not one character as large as a tenth of the picture: an edge taken for a dash."""
+    text, corners = one
+    return len(text) > 1 or (len(text) == 1 and _width(corners) * _height(corners) < 0.1 * area)
+
+
 def _once(found: Sequence[_Found]) -> list[_Found]:
-    """Without what two overlapping tiles both saw: of boxes that cover each other by half the wider one stays."""
+    """Without what two overlapping tiles both saw: of boxes that cover each other by half the larger one stays."""
     kept: list[tuple[_Found, Box]] = []
-    for one in sorted(found, key=lambda f: -_width(f[1])):
+    for one in sorted(found, key=lambda f: -_width(f[1]) * _height(f[1])):
         box = _around(one[1])
-        if one[0] and not any(_share(box, other) > 0.5 for _, other in kept):
+        if not any(_share(box, other) > 0.5 for _, other in kept):
             kept.append((one, box))
     return [one for one, _ in kept]
 

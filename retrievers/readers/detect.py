@@ -9,11 +9,12 @@ from io import BytesIO
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
-from ...errors import UnreadableFile
 from .base import Limits, unreadable
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from ...errors import UnreadableFile
 
 _HEAD = 65_536
 _MARKDOWN = (".md", ".markdown", ".mdown", ".mkd")

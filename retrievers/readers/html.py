@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, BinaryIO
 
-from .base import Document, Limits, Reader, Section, by_headings, clean, file_name, one_line
+from .base import Document, Limits, Reader, Section, by_headings, clean, file_name, one_line, unreadable
 from .text import read_text
 
 _CHARSET = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
@@ -18,8 +18,8 @@ _UNSHOWN = frozenset(
 _HIDDEN_STYLE = re.compile(r"(?:display\s*:\s*none|visibility\s*:\s*hidden|font-size\s*:\s*0(?![.\d]))", re.IGNORECASE)
 _HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
 _BLOCKS = frozenset(
-    "address article aside blockquote body caption center dd details dialog div dl dt fieldset figcaption figure footer "
-    "form header hr html li main nav ol p pre search section summary table tbody td tfoot th thead tr ul".split()
+    "address article aside blockquote body caption center dd details dialog div dl dt fieldset figcaption figure "
+    "footer form header hr html li main nav ol p pre search section summary table tbody td tfoot th thead tr ul".split()
 )
 _CLOSE = frozenset(("li", "dt", "dd", "tr", "caption", "summary"))  # one line end, not a blank line, around them
 _DEEPEST_LIST = 8
@@ -267,8 +267,8 @@ def _grid(table: Any) -> _Grid | None:
         elif step == "open" and node.name == "tr":
             rows.append([])
         elif step == "open" and node.name in ("td", "th"):
-            spans = (_number(node.get(name, "1")) for name in ("colspan", "rowspan"))
-            cell = _Cell(node.name == "th", *(min(max(span, 1), _MOST_SPANNED) for span in spans))
+            across, down = (min(max(_number(node.get(name)), 1), _MOST_SPANNED) for name in ("colspan", "rowspan"))
+            cell = _Cell(node.name == "th", across, down)
             rows = rows or [[]]
             rows[-1].append(cell)
             parts = cell.parts

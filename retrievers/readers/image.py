@@ -89,11 +89,12 @@ def _decoded(image: Any, frame: int, uri: str, limits: Limits) -> Image:
         image.load()
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith(("I", "F")):
-            low, high = upright.getextrema()
-            upright = upright.convert("F").point(lambda value: (value - low) * (255 / max(high - low, 1e-6)))
+            low, high = cast("tuple[float, float]", upright.getextrema())
+            scale = 255 / max(high - low, 1e-6)
+            upright = upright.convert("F").point(lambda value: value * scale - low * scale)
         if upright.has_transparency_data:
             upright = _on_white(upright.convert("RGBA"))
-        return cast("Image", upright.convert("RGB"))
+        return upright.convert("RGB")
     except UnreadableFile:
         raise
     except Exception as error:  # as above

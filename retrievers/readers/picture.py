@@ -28,9 +28,7 @@ class Picture:
     height: int
 
 
-def picture(
-    path: Path, uri: str, mime: str, page: int | None, max_edge: int, limits: Limits | None = None
-) -> Picture:
+def picture(path: Path, uri: str, mime: str, page: int | None, max_edge: int, limits: Limits | None = None) -> Picture:
     """Page `page` (1-based) of the PDF or picture at `path`, its longer side at most `max_edge` pixels.
 
     Drawings are given as PNG; photographs, and what would be large as PNG, as JPEG.

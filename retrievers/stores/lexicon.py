@@ -18,16 +18,18 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import weakref
 from collections import Counter
-from contextlib import closing
+from contextlib import contextmanager
 from threading import RLock
 from typing import TYPE_CHECKING
 from zlib import crc32
 
+from ...errors import StoreError
 from ..base import Space
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 LEXICAL = Space("lexical", "sparse", 0, "bm25")
@@ -67,29 +69,26 @@ class Lexicon:
     """How many items there are, and how many hold each term. Derived data: `rewrite` restores it from the store.
 
     Every change of the store is announced with `begin` and ended with `commit`; `interrupted` tells that a process
-    died in between, so that the figures may be off.
+    died in between, so that the figures may be off. Safe from many threads and processes.
+
+    Raises:
+        StoreError: from every method, when the file cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = RLock()
-        self._open()
-
-    def _open(self) -> None:
-        self._db = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
         try:
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(_SCHEMA)
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            # Not a database any more. It is derived data: start an empty one that asks to be rewritten.
-            for suffix in ("", "-wal", "-shm"):
-                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-            self._open()
+            self._db = _opened(path)
+        except sqlite3.OperationalError as error:
+            raise _failed(error) from error
+        except sqlite3.DatabaseError:
+            # Not a database any more. As derived data it may start empty and ask to be rewritten.
+            for end in ("", "-wal", "-shm"):
+                path.with_name(path.name + end).unlink(missing_ok=True)
+            self._db = _opened(path)
             self.begin()
+        weakref.finalize(self, self._db.close)
 
     def close(self) -> None:
         """Close the file."""
@@ -108,11 +107,25 @@ class Lexicon:
 
     def begin(self) -> None:
         """Announce a change of the store."""
-        with self._lock:
-            self._db.execute("UPDATE state SET value = 1 WHERE key = 'open'")
+        with self._using() as db:
+            db.execute("UPDATE state SET value = 1 WHERE key = 'open'")
 
     def commit(self, added: Iterable[Iterable[int]], removed: Iterable[Iterable[int]]) -> None:
         """Book the sparse dimensions of the items that came and of those that went."""
+        self._book(added, removed, afresh=False)
+
+    def rewrite(self, vectors: Iterable[Iterable[int]]) -> None:
+        """Count everything anew from the sparse dimensions of all items."""
+        self._book(vectors, (), afresh=True)
+
+    def query_weights(self, terms: Iterable[str]) -> dict[int, float]:
+        """The sparse vector of a query; terms that no item holds are left out, so it may be empty."""
+        counts = Counter(dimension(term) for term in terms)
+        known = self._frequencies(list(counts))
+        n = max(self.items, max(known.values(), default=0))
+        return {term: counts[term] * math.log(1 + (n - df + 0.5) / (df + 0.5)) for term, df in known.items()}
+
+    def _book(self, added: Iterable[Iterable[int]], removed: Iterable[Iterable[int]], *, afresh: bool) -> None:
         delta: Counter[int] = Counter()
         items = 0
         for sign, vectors in ((1, added), (-1, removed)):
@@ -121,40 +134,63 @@ class Lexicon:
                 for term in vector:
                     delta[term] += sign
         changes = [(term, change) for term, change in delta.items() if change and term != _EMPTY]
-        with self._lock, closing(self._db.cursor()) as cursor:
-            cursor.execute("BEGIN IMMEDIATE")
-            cursor.executemany(_ADD, changes)
+        with self._using() as db, _transaction(db):
+            if afresh:
+                db.execute("DELETE FROM terms")
+                db.execute("UPDATE state SET value = 0 WHERE key = 'items'")
+            db.executemany(_ADD, changes)
             gone = ((term,) for term, change in changes if change < 0)
-            cursor.executemany("DELETE FROM terms WHERE term = ? AND df <= 0", gone)
-            cursor.execute("UPDATE state SET value = value + ? WHERE key = 'items'", (items,))
-            cursor.execute("UPDATE state SET value = 0 WHERE key = 'open'")
-            cursor.execute("COMMIT")
+            db.executemany("DELETE FROM terms WHERE term = ? AND df <= 0", gone)
+            db.execute("UPDATE state SET value = value + ? WHERE key = 'items'", (items,))
+            db.execute("UPDATE state SET value = 0 WHERE key = 'open'")
 
-    def rewrite(self, vectors: Iterable[Iterable[int]]) -> None:
-        """Count everything anew from the sparse dimensions of all items."""
-        self.begin()
-        with self._lock:
-            self._db.executescript("DELETE FROM terms; UPDATE state SET value = 0 WHERE key = 'items';")
-        self.commit(vectors, ())
-
-    def query_weights(self, terms: Iterable[str]) -> dict[int, float]:
-        """The sparse vector of a query; terms that no item holds are left out, so it may be empty."""
-        counts = Counter(dimension(term) for term in terms)
-        known = self._frequencies(counts)
-        n = max(self.items, max(known.values(), default=0))
-        return {term: counts[term] * math.log(1 + (n - df + 0.5) / (df + 0.5)) for term, df in known.items()}
-
-    def _frequencies(self, counts: Mapping[int, int]) -> dict[int, int]:
-        asked = list(counts)
+    def _frequencies(self, asked: list[int]) -> dict[int, int]:
         found: dict[int, int] = {}
-        with self._lock:
+        with self._using() as db:
             for at in range(0, len(asked), _QUERY_TERMS):
                 part = asked[at : at + _QUERY_TERMS]
                 marks = ",".join("?" * len(part))
-                found.update(self._db.execute(f"SELECT term, df FROM terms WHERE term IN ({marks})", part).fetchall())
+                found.update(db.execute(f"SELECT term, df FROM terms WHERE term IN ({marks})", part).fetchall())
         return found
 
     def _state(self, key: str) -> int:
+        with self._using() as db:
+            return int(db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()[0])
+
+    @contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
-            value: int = self._db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()[0]
-        return value
+            try:
+                yield self._db
+            except sqlite3.Error as error:
+                raise _failed(error) from error
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.executescript(_SCHEMA)
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
+def _failed(error: sqlite3.Error) -> StoreError:
+    return StoreError(
+        f"The store's term statistics cannot be read or written: {error}.",
+        "Check the disk's free space and the folder's rights, then run it again.",
+    )

@@ -101,6 +101,14 @@ def lost(folder: Path, link: Link) -> None:
             _drop(folder.resolve(), link)
 
 
+def close(folder: Path) -> None:
+    """Close `folder` for everybody in this process, if it is open."""
+    with _links_lock:
+        link = _links.get(folder.resolve())
+        if link is not None:
+            _drop(folder.resolve(), link)
+
+
 def _drop(folder: Path, link: Link) -> None:
     if _links.get(folder) is link:
         del _links[folder]

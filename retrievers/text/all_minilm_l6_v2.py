@@ -1,5 +1,4 @@
-"""all-MiniLM-L6-v2: Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks. Reimers and Gurevych 2019,
-arXiv:1908.10084.
+"""Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks. Reimers and Gurevych 2019, arXiv:1908.10084
 
 The released checkpoint `sentence-transformers/all-MiniLM-L6-v2` (Apache-2.0, 22 M parameters, English), run as it was
 trained: at most 256 word pieces, mean of the token states, unit length. The forward pass is transformers' BERT; what
@@ -22,6 +21,7 @@ from ...errors import BadInput, MissingWeights, Unsupported
 from ...progress import step
 from ..base import Encoder, Item, Query, Side, Space
 from ..loading import batches, dtype, quiet
+from ..scripts import latin_share
 from ..searchable import searchable_text
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from ...manifests.registry import Card
-    from ...settings import Settings
+    from ..parts import Parts
 
 WEIGHTS = "all_minilm_l6_v2"
 DIM = 384
@@ -76,7 +76,7 @@ class AllMiniLM(Encoder):
         self._tokens: _Cache[TokenVectors] = _Cache(TOKEN_CACHE_BYTES, lambda kept: kept.vectors.nbytes)
 
     @classmethod
-    def load(cls, card: Card, settings: Settings, device: str = "cpu") -> AllMiniLM:
+    def load(cls, card: Card, parts: Parts) -> AllMiniLM:
         """From the pulled weights.
 
         Raises:
@@ -84,7 +84,8 @@ class AllMiniLM(Encoder):
         """
         from ...manifests.weights import folder
 
-        return cls.from_folder(folder(WEIGHTS, settings.weights), settings.precision, device)
+        settings = parts.settings
+        return cls.from_folder(folder(WEIGHTS, settings.weights), settings.precision, parts.device)
 
     @classmethod
     def from_folder(cls, folder: Path, precision: str = "auto", device: str = "cpu") -> AllMiniLM:
@@ -130,6 +131,13 @@ class AllMiniLM(Encoder):
             torch.manual_seed(seed)
             model = BertModel(config, add_pooling_layer=False)
         return cls(model.eval(), tokenizer)
+
+    def reads(self, query: Query) -> bool:
+        """Whether the query's text is in a script the model was trained on: at least half its letters are Latin.
+
+        A query that it does not read is better served by the lexical route alone.
+        """
+        return latin_share(query.text or "") >= 0.5
 
     def encode(self, inputs: Sequence[Item] | Sequence[Query], side: Side) -> np.ndarray:
         """Float32 (n, 384), unit length, in the order of `inputs`; vectors of queries are cached.

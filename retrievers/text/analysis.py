@@ -17,7 +17,7 @@ from threading import local
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..base import Item, Side
+    from ..base import Side
 
 STOP_WORDS = frozenset(
     "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
@@ -36,12 +36,6 @@ _PARTS = re.compile(r"[A-Z]{2,}s?(?![a-z])|[A-Z]?[a-z]+|\d+")
 _IDENTIFIER = re.compile(r"[a-z\d_][A-Z]|[A-Z]{2}[a-z]|[A-Za-z_]\d|\d[A-Za-z_]|[A-Za-z]_|_[A-Za-z]")
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _stemmers = local()
-
-
-def searchable(item: Item) -> str:
-    """What is analysed and encoded for an item: its title, the headings above it, its text, a line each."""
-    headings = item.meta.get("headings") or ()
-    return "\n".join([item.title, *(str(heading) for heading in headings), item.text])
 
 
 def analyse(text: str, side: Side = "document") -> str:

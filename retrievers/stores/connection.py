@@ -1,0 +1,302 @@
+"""One collection that stays reachable: on Milvus Lite in the library's folder, whoever holds it, or on a server.
+
+The folder has `store.json` (the collection's name, which no text of a user ever enters, and its spaces), and the lock
+files by which writers, and creators of the collection, take turns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from contextlib import contextmanager
+from threading import Lock, RLock
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+from ...errors import StoreError
+from . import lite
+from .lexicon import LEXICAL
+from .rows import LIMITS, METRICS, check_spaces, flag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from ..base import Space
+
+FORMAT = 1
+LITE = "milvus.db"
+"""The Milvus Lite folder inside the library's folder."""
+
+DESCRIPTION = "store.json"
+LOCK_S = 60.0
+_DIAL_S = 10.0
+
+_GONE = ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED", "Fail connecting", "closed channel")
+_REPLACED = ("does not exist", "can't find collection")
+_FULL = ("No space left", "Errno 28", "File too large", "Errno 27")
+_REBUILD = "Build the library anew: `triptych index --rebuild PATH…`."
+
+T = TypeVar("T")
+
+
+class Connection:
+    """The collection of the library in `folder`. Opened by the first call; safe from many threads.
+
+    Args:
+        folder, spaces, uri, dense_index: as for `MilvusStore`.
+    """
+
+    def __init__(self, folder: Path, spaces: Sequence[Space], uri: str, dense_index: str) -> None:
+        check_spaces(spaces)
+        self.folder = folder
+        self.collection = ""
+        self.is_lite = not uri
+        self._spaces = spaces
+        self._uri = uri
+        self._dense_index = dense_index
+        self._lock = RLock()
+        self._writing = Lock()
+        self._link: lite.Link | None = None
+
+    @property
+    def link(self) -> lite.Link:
+        """The connection, made now if there is none.
+
+        Raises:
+            StoreError: the store cannot be opened, is damaged, or has other spaces or a newer format.
+        """
+        with self._lock:
+            if self._link is None:
+                self._link = self._open()
+            return self._link
+
+    def open(self) -> None:
+        """Connect now; otherwise the first call does."""
+        self.link  # noqa: B018
+
+    def close(self) -> None:
+        """Release the connection; the next call makes a new one."""
+        with self._lock:
+            link, self._link = self._link, None
+            if link is not None:
+                self._let_go(link)
+
+    def call(self, what: str, work: Callable[[Any, str], T]) -> T:
+        """`work(client, collection)`, once more on a new connection when whoever held the folder is gone.
+
+        Raises:
+            StoreError: "The store could not `what`", and why.
+        """
+        link = self.link
+        try:
+            return work(link.client, self.collection)
+        except backend_errors() as error:
+            gone = _says(error, _GONE)
+            if not gone and not _says(error, _REPLACED):
+                raise self.failure(what, error) from error
+        with self._lock:
+            if self._link is link:
+                self._link = None
+                self._let_go(link, lost=gone)
+        try:
+            return work(self.link.client, self.collection)
+        except backend_errors() as error:
+            raise self.failure(what, error) from error
+
+    def replay(self) -> None:
+        """Open Milvus Lite's folder anew: after a failed write its memory may lack rows that its log has."""
+        with self._lock:
+            link = self._link
+            if link is not None and link.holds:
+                self._link = None
+                self._let_go(link, lost=True)
+
+    def failure(self, what: str, error: Exception) -> StoreError:
+        """The error for a user: first line, no absolute path, a remedy."""
+        reason = str(getattr(error, "message", "") or error).strip().split("\n")[0][:300]
+        for path in (self.folder.resolve(), self.folder):
+            reason = reason.replace(str(path), self.folder.name)
+        hint = "Try again; `triptych status` says what the store has."
+        if _says(error, _FULL):
+            hint = "Free some disk space and run it again; what was acknowledged is kept."
+        elif "manifest" in reason.lower() or "corrupt" in reason.lower():
+            hint = _REBUILD
+        return StoreError(f"The store could not {what}: {reason}.", hint)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """The right to write, one at a time over all threads and processes (Milvus Lite does not order writers)."""
+        self._make_folder()
+        with self._writing, _file_lock(self.folder / "store.lock"):
+            yield
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Keep searches of Milvus Lite off its flushes: rows on their way to a segment are in neither place."""
+        link = self.link
+        if not self.is_lite:
+            yield
+            return
+        with link.gate:
+            yield
+
+    def erase(self) -> None:
+        """Drop the collection, whatever state it is in; the next call makes a new one. Only inside `turn`."""
+        try:
+            old = self.description()
+        except StoreError as error:
+            lite.log.warning("the old store has no usable description: %s", error)
+            old = None
+        self.close()
+        link = self._dial()
+        damaged = old is None
+        try:
+            if old is not None:
+                link.client.drop_collection(old[0])
+        except backend_errors() as error:
+            damaged = True
+            if not link.holds:
+                raise self.failure("be erased", error) from error
+        finally:
+            self._let_go(link)
+        if damaged and link.holds:
+            shutil.rmtree(self.folder / LITE)
+        (self.folder / DESCRIPTION).unlink(missing_ok=True)
+
+    def description(self) -> tuple[str, list[list[Any]]] | None:
+        """The collection and its spaces (name, dim, metric), None where no store was made yet."""
+        path = self.folder / DESCRIPTION
+        if not path.exists():
+            return None
+        try:
+            found = json.loads(path.read_text("utf-8"))
+            version, collection, spaces = found["format"], str(found["collection"]), list(found["spaces"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"The store's description `{DESCRIPTION}` is damaged.", _REBUILD) from error
+        if version != FORMAT:
+            raise StoreError(f"The store has format `{version}`, this version reads {FORMAT}.", _REBUILD)
+        return collection, spaces
+
+    def _open(self) -> lite.Link:
+        self._make_folder()
+        self._read_description()
+        link = self._dial()
+        try:
+            self.is_lite = link.client.get_server_version().startswith("milvus_lite")
+            self._ready(link)
+        except backend_errors() as error:
+            self._let_go(link)
+            raise self.failure("be opened", error) from error
+        except BaseException:
+            self._let_go(link)
+            raise
+        return link
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"The folder `{self.folder.name}` cannot be made: {error.strerror}.", "Choose another."
+            ) from error
+
+    def _dial(self) -> lite.Link:
+        if not self._uri:
+            return lite.connect(self.folder / LITE, self._belongs)
+        try:
+            return lite.Link(lite.client_of(self._uri, _DIAL_S), self._uri)
+        except backend_errors() as error:
+            shown = re.sub(r"//[^@/]*@", "//", self._uri)
+            raise StoreError(f"No Milvus server answers at `{shown}`.", "Start it, or correct `store_uri`.") from error
+
+    def _let_go(self, link: lite.Link, *, lost: bool = False) -> None:
+        if self._uri:
+            link.client.close()
+        elif lost:
+            lite.lost(self.folder / LITE, link)
+        else:
+            lite.release(self.folder / LITE, link)
+
+    def _belongs(self, client: Any) -> bool:
+        self._read_description()
+        return bool(self.collection) and bool(client.has_collection(self.collection))
+
+    def _read_description(self) -> None:
+        found = self.description()
+        if found is None:
+            self.collection = ""
+            return
+        self.collection, spaces = found
+        if spaces != self._own_spaces():
+            names = ", ".join(str(space[0]) for space in spaces) or "none"
+            raise StoreError(f"The store was built with other spaces than asked for: `{names}`.", _REBUILD)
+
+    def _own_spaces(self) -> list[list[Any]]:
+        return [[space.name, space.dim, space.metric] for space in self._spaces]
+
+    def _ready(self, link: lite.Link) -> None:
+        """The collection exists and is loaded (Milvus Lite opens it unloaded)."""
+        client = link.client
+        if not (self.collection and client.has_collection(self.collection)):
+            with _file_lock(self.folder / "create.lock"):
+                self._read_description()
+                if not self.collection:
+                    self._describe()
+                if not client.has_collection(self.collection):
+                    self._create(client)
+        client.load_collection(self.collection)
+        if link.holds and link.users == 1:
+            # Rows that a killed process left in the log become a segment, or every search would index them anew.
+            client.flush(self.collection)
+
+    def _describe(self) -> None:
+        self.collection = f"items_{uuid4().hex}"
+        record = {"format": FORMAT, "collection": self.collection, "spaces": self._own_spaces()}
+        draft = self.folder / f"{DESCRIPTION}.{os.getpid()}"
+        draft.write_text(json.dumps(record), "utf-8")
+        draft.replace(self.folder / DESCRIPTION)
+
+    def _create(self, client: Any) -> None:
+        from pymilvus import DataType
+
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+        for name, size in LIMITS.items():
+            schema.add_field(name, DataType.VARCHAR, max_length=size, is_primary=name == "id")
+        index = client.prepare_index_params()
+        schema.add_field(LEXICAL.name, DataType.SPARSE_FLOAT_VECTOR)
+        index.add_index(LEXICAL.name, index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
+        for space in self._spaces:
+            schema.add_field(space.name, DataType.FLOAT_VECTOR, dim=space.dim)
+            schema.add_field(flag(space), DataType.BOOL)
+            index.add_index(space.name, index_type=self._dense_index, metric_type=METRICS[space.metric])
+        client.create_collection(self.collection, schema=schema)
+        # Waiting for the index of an empty collection would only cost half a second for each field.
+        client.create_index(self.collection, index, sync=False)
+
+
+@contextmanager
+def _file_lock(path: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(path, timeout=LOCK_S):
+            yield
+    except Timeout:
+        raise StoreError(
+            f"Another process has been writing to this library for {LOCK_S:.0f} s.", "Try again when it has finished."
+        ) from None
+
+
+def backend_errors() -> tuple[type[Exception], ...]:
+    """What calls through pymilvus raise: its own errors, gRPC's, and a closed channel's ValueError."""
+    import grpc  # type: ignore[import-untyped]
+    from pymilvus.exceptions import MilvusException
+
+    return (MilvusException, grpc.RpcError, ValueError)
+
+
+def _says(error: Exception, signs: tuple[str, ...]) -> bool:
+    return any(sign in str(error) for sign in signs)
