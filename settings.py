@@ -17,8 +17,9 @@ from typing import Any
 
 from .errors import BadInput
 
+QUALITIES = ("default", "high")
 _PATHS = ("home",)
-_INTEGERS = ("max_tokens", "max_tokens_cap", "depth", "threads")
+_INTEGERS = ("max_tokens", "max_tokens_cap", "depth", "rerank_depth", "threads")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Settings:
         store_uri: `""` for Milvus Lite inside the library's folder, else the URI of a Milvus server.
         tokenizer: what budgets are counted in.
         max_tokens, max_tokens_cap: default and largest budget of tools that return evidence.
-        depth: how many hits are searched and reranked.
+        depth: how many hits are searched; the first `rerank_depth` of them are reranked.
         quality: `"default"` keeps the latency bar, `"high"` takes the better and slower systems.
         precision: `"auto"` (bfloat16 where the processor computes in it, else float32), `"float32"`, `"bfloat16"`.
         threads: torch threads, 0 for torch's own choice.
@@ -50,6 +51,7 @@ class Settings:
     max_tokens: int = 6000
     max_tokens_cap: int = 20000
     depth: int = 50
+    rerank_depth: int = 25
     quality: str = "default"
     precision: str = "auto"
     threads: int = 0
@@ -78,7 +80,8 @@ class Settings:
         if name not in table:
             raise BadInput(f"Unknown profile `{name}`.", f"Use one of: {', '.join(sorted(table))}.")
         given = {key: value for key, value in overrides.items() if value is not None}
-        chosen: dict[str, Any] = {**table[name], **_from_environment(environ), **given}
+        laid_over = {**_from_environment(environ), **given}
+        chosen: dict[str, Any] = {**_of_quality(table[name], laid_over), **laid_over}
         return replace(cls(home=home, profile=name), **{key: _typed(key, value) for key, value in chosen.items()})
 
 
@@ -103,6 +106,20 @@ def _profile_table(home: Path) -> dict[str, dict[str, Any]]:
             message = f"`{name}` in the home folder's `profiles.toml` is not a profile."
             raise BadInput(message, "Settings stand under a heading such as `[embedded]`.")
     return {name: {**packaged.get(name, {}), **extra.get(name, {})} for name in {*packaged, *extra}}
+
+
+def _of_quality(profile: Mapping[str, Any], laid_over: Mapping[str, Any]) -> dict[str, Any]:
+    """The profile's settings for the quality asked for: `[PROFILE.high]` over `[PROFILE]`.
+
+    Raises:
+        BadInput: a quality other than `QUALITIES`.
+    """
+    quality = str(laid_over.get("quality") or profile.get("quality") or QUALITIES[0])
+    if quality not in QUALITIES:
+        raise BadInput(f"Unknown quality `{quality}`.", f"Use one of: {', '.join(QUALITIES)}.")
+    plain = {key: value for key, value in profile.items() if not isinstance(value, dict)}
+    better = profile.get(quality, {}) if quality != QUALITIES[0] else {}
+    return {**plain, **better}
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:

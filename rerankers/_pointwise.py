@@ -28,18 +28,18 @@ def rank(
     hits: Sequence[Hit],
     limits: Limits | None,
     read: Callable[[Sequence[Item]], list[Read]],
-    *,
-    prior: float = 0.0,
+    blend: Callable[[float, float], float],
     at_once: int = 1,
 ) -> Ranking:
-    """`hits` by `read` score plus `prior` times the first stage's say, in first-stage order where these are equal.
+    """`hits` by their scores blended with the first stage's say, in first-stage order where these are equal.
 
     Hits are read from the top, `at_once` in one go, until they end or a limit is reached; a time limit is looked at
     before each go. What was not read follows behind in its old order, with the lowest score of what was.
 
     Args:
         read: scores of items, in their order; one model call per item.
-        prior: weight of `first_stage`.
+        blend: the final score, of a score and the hit's `first_stage`.
+        at_once: hits per `read`.
 
     Raises:
         BadInput: a score that came in is not a number.
@@ -61,7 +61,7 @@ def rank(
         step(first, depth, "hits")
         found += read([hit.item for hit in hits[first : min(first + at_once, depth)]])
     return Ranking(
-        hits=_ordered(hits, found, prior),
+        hits=_ordered(hits, found, blend),
         calls=len(found),
         tokens=sum(one.tokens for one in found),
         complete=reason is None,
@@ -91,7 +91,7 @@ def _depth(n: int, limits: Limits) -> tuple[int, str | None]:
     return (n, None) if value >= n else (value, f"{name} limit: {value} of {n} hits")
 
 
-def _ordered(hits: Sequence[Hit], found: Sequence[Read], prior: float) -> tuple[Hit, ...]:
+def _ordered(hits: Sequence[Hit], found: Sequence[Read], blend: Callable[[float, float], float]) -> tuple[Hit, ...]:
     if not found:
         return tuple(hits)
     says = first_stage([hit.score for hit in hits])
@@ -99,6 +99,6 @@ def _ordered(hits: Sequence[Hit], found: Sequence[Read], prior: float) -> tuple[
     for hit, one, say in zip(hits, found, says, strict=False):
         if math.isnan(one.score):
             raise Unsupported(f"The model scored the hit `{hit.item.id}` `nan`.", "Use the precision `float32`.")
-        scored.append(Hit(hit.item, one.score + prior * say))
+        scored.append(Hit(hit.item, blend(one.score, say)))
     scored.sort(key=lambda hit: -hit.score)
     return (*scored, *(Hit(hit.item, scored[-1].score) for hit in hits[len(found) :]))

@@ -149,6 +149,10 @@ class Encoder(ABC):
 
     space: Space
 
+    def reads(self, query: Query) -> bool:
+        """Whether vectors of such a query mean anything; an English encoder says False to a Chinese one."""
+        return True
+
     @abstractmethod
     def encode(self, inputs: Sequence[Item] | Sequence[Query], side: Side) -> Any:
         """Vectors of `inputs` (see `Vectors`). An empty input gives an empty array of shape (0, dim)."""

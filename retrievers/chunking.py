@@ -92,7 +92,7 @@ def chunk(document: Document, content_hash: str, limit: int = CHUNK_PIECES) -> l
     """
     items: list[Item] = []
     for _, group in groupby(document.sections, key=lambda s: (s.page, s.modality, s.start_s, s.end_s)):
-        progress.step(len(items), None, document.title)
+        progress.step(len(items), None, "passages")
         run = _Run(list(group))
         items += [
             _item(document, content_hash, len(items) + n, run, span) for n, span in enumerate(run.passages(limit))

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import BadInput, MissingWeights, Unsupported
 from ..progress import step
 from .base import MediaRef
-from .loading import batches, dtype, quiet
+from .loading import batches, dtype, encodable, quiet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -148,7 +148,7 @@ class TransformersLM(LM):
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=4096,
+            max_position_embeddings=8192,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -232,7 +232,7 @@ class TransformersLM(LM):
         return answers
 
     def _ids(self, text: str, special: bool = True) -> list[int]:
-        return list(self._encoder.encode(text, add_special_tokens=special).ids)
+        return list(self._encoder.encode(encodable(text), add_special_tokens=special).ids)
 
     def _asked(self, prompt: Prompt) -> list[int]:
         text = joined(prompt)
@@ -252,7 +252,7 @@ class TransformersLM(LM):
 
     def _pair(self, prompt: str, target: str) -> tuple[list[int], int]:
         """Ids of `prompt + target`, and the index of the target's first token (at least 1)."""
-        encoding = self._encoder.encode(prompt + target)
+        encoding = self._encoder.encode(encodable(prompt + target))
         specials = encoding.special_tokens_mask
         end = len(specials)
         while end and specials[end - 1]:

@@ -75,3 +75,8 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
+
+
+def encodable(text: str) -> str:
+    """`text` with lone surrogates, which no tokenizer accepts, as question marks: the same length, so offsets hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -126,7 +126,11 @@ async def _conversation(settings: Settings, folder: Path, budget: int, questions
     try:
         async with Client(server) as client:
             await _indexed(client)
-            return Demo(tuple([await _ask(client, one, budget) for one in questions]))
+            asked = []
+            for n, one in enumerate(questions):
+                progress.step(n, len(questions), "questions")
+                asked.append(await _ask(client, one, budget))
+            return Demo(tuple(asked))
     except* TriptychError as group:
         raise group.exceptions[0] from None
 
@@ -139,8 +143,8 @@ async def _indexed(client: Client) -> None:
         ended = [job for job in jobs if job["state"] in ("done", "failed", "cancelled")]
         if ended:
             break
-        done, total = (jobs[0].get("done", 0), jobs[0].get("total")) if jobs else (0, None)
-        progress.step(done, total, "reading the sample")
+        now = jobs[0] if jobs else {}
+        progress.step(now.get("done", 0), now.get("total"), f"reading the sample: {now.get('what') or 'starting'}")
         await asyncio.sleep(POLL_S)
     problem = ended[0].get("error")
     if problem:
@@ -148,7 +152,6 @@ async def _indexed(client: Client) -> None:
 
 
 async def _ask(client: Client, question: Question, budget: int) -> Asked:
-    progress.step(0, None, "asking")
     result = await client.call_tool("retrieve", {"query": question.ask, "max_tokens": budget})
     data = _data(result)
     trace = (result.meta or {})["triptych"]

@@ -181,6 +181,7 @@ class Meter:
     def __init__(self) -> None:
         self._start = time.monotonic()
         self._last = self._start
+        self._line = ""
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -199,8 +200,10 @@ class Meter:
         if sys.stderr.isatty():
             self._draw(done, total, what)
         elif now - self._last >= LINE_EVERY_S:
-            self._last = now
-            sys.stderr.write(f"{what}: {done}{f' of {total}' if total else ''}\n")
+            line = f"{what}: {done} of {total}\n" if total else f"{what}\n"
+            if line != self._line:
+                self._last, self._line = now, line
+                sys.stderr.write(line)
 
     def _draw(self, done: int, total: int | None, what: str) -> None:
         if self._bar is None or self._task is None:

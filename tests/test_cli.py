@@ -412,3 +412,41 @@ def test_listing_commands_imports_nothing_heavy() -> None:
 
 def test_texts_of_the_fake_are_what_the_tests_think() -> None:
     assert TEXTS["p1"][2][19:25] == "Berlin"
+
+
+# --- with a real library ----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_goes_in_and_cited_evidence_comes_out(bare_home: Path, tmp_path: Path, run: Any) -> None:
+    folder = tmp_path / "handbook"
+    folder.mkdir()
+    (folder / "travel.md").write_text("# Travel\n\nThe daily allowance in Berlin is 120 euro.\n", "utf-8")
+    (folder / "printers.txt").write_text("The printer on floor 3 is called Gutenberg.\n", "utf-8")
+    (folder / "empty.pdf").write_bytes(b"")
+
+    assert parsed(run("libraries", "--json")[1]) == []
+    code, out, _ = run("retrieve", "allowance", "--json")
+    assert (code, parsed(out)["error"]["type"]) == (2, "NotFound")
+
+    code, out, _ = run("index", str(folder), "--json")
+    made = parsed(out)
+    assert code == 0
+    assert (made["files"], made["indexed"]) == (3, 2)
+    assert [problem["uri"] for problem in made["problems"]] == ["handbook/empty.pdf"]
+    assert parsed(run("index", str(folder), "--json")[1])["unchanged"] >= 2
+
+    found = Evidence.model_validate(parsed(run("retrieve", "daily allowance", "--max-tokens", "400", "--json")[1]))
+    assert found.passages[0].uri == "handbook/travel.md"
+    assert found.tokens.used <= 400
+    assert found.note and "triptych pull embedded" in found.note
+    fetched = FetchOut.model_validate(parsed(run("fetch", found.passages[0].id, "--json")[1]))
+    for piece in found.passages[0].pieces:
+        assert piece.span is None or fetched.text[slice(*piece.span)] == piece.text
+
+    assert [row["name"] for row in parsed(run("libraries", "--json")[1])] == ["default"]
+    assert parsed(run("status", "--json")[1])["files"] == 2
+    assert parsed(run("delete", "--uri-prefix", "handbook/printers", "--json")[1])["deleted"] == 1
+    hits = SearchOut.model_validate(parsed(run("search", "printer Gutenberg", "--json")[1])).hits
+    assert all(hit.uri != "handbook/printers.txt" for hit in hits)
+    assert run("fetch", "nope", "--json")[0] == 2
+    assert run("index", str(tmp_path / "missing"), "--json")[0] == 2

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BadInput, NotFound, StaleId, Unsupported
 from ..refiners.base import Budget
 from ..refiners.tokens import TOKENIZERS
+from ..rerankers.base import Limits
 from ..retrievers.base import Hit, Item, Query, Source, Where
 from ..settings import Settings
 from . import operations as op
@@ -115,7 +116,7 @@ class Triptych:
         with clock.stage("search"):
             hits = collection.search(asked, max(self.settings.depth, top), where)
         with clock.stage("rerank"):
-            ranking = self.stages.reranker().rank(asked, hits)
+            ranking = self.stages.reranker().rank(asked, hits, Limits(depth=self.settings.rerank_depth))
         with clock.stage("compress"):
             note = self._note(collection, budget)
             frame = Budget(budget, self.settings.tokenizer, op.renderer(note))

@@ -86,8 +86,8 @@ class Stages:
 
     def loaded(self) -> dict[str, str]:
         """What is built so far: role and id → class."""
-        with self._lock:
-            return {key: type(system).__name__ for key, system in self._built.items()}
+        # Not under the lock: whoever asks what is loaded must not wait for a model that is loading now.
+        return {key: type(system).__name__ for key, system in tuple(self._built.items())}
 
     def note(self) -> str | None:
         """What is missing and the command that mends it, or None."""

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 POWER = 2
 """Exponent of a match. 1 is ColBERT's; 2 and 3 were equally better on the development sets."""
-PRIOR = 0.2
-"""Weight of the first stage's say, next to a score between 0 and 1."""
+FADE = 0.4
+"""What share of its score a hit loses towards the end of the first stage's list; the first loses nothing."""
 PASSAGE_TOKENS = 200
 """For estimates only."""
 
@@ -97,18 +97,19 @@ class Asked:
 
 
 class MaxSim(Reranker):
-    """Orders hits by the late interaction of query and `searchable_text`, plus the first stage's say.
+    """Orders hits by the late interaction of query and `searchable_text`, faded along the first stage's order.
 
-    Scores lie between 0 and 1.2 and mean the same for every list: texts about other things stay near 0.1 to 0.2.
+    Scores lie between 0 and 1 and mean the same in every list. Before fading, the best of 50 passages from another
+    field stayed below 0.14 for 95 of 100 questions, and 95 of 100 passages that answer a question were above 0.28.
 
     Args:
         encoder: gives the token vectors; share it with whatever else reads the same passages, for its cache.
-        prior: weight of the first stage's order; 0 leaves it out.
+        fade: `FADE`; 0 leaves the first stage's order out.
     """
 
-    def __init__(self, encoder: TokenEncoder, prior: float = PRIOR) -> None:
+    def __init__(self, encoder: TokenEncoder, fade: float = FADE) -> None:
         self._encoder = encoder
-        self._prior = prior
+        self._fade = fade
 
     @classmethod
     def load(cls, card: Card, parts: Parts) -> MaxSim:
@@ -152,7 +153,7 @@ class MaxSim(Reranker):
             pairs = zip(vectors, texts, strict=True)
             return [Read(asked[0].score(asked[0].matches(one), text), len(one)) for one, text in pairs]
 
-        return _pointwise.rank(hits, limits, read, prior=self._prior)
+        return _pointwise.rank(hits, limits, read, lambda score, say: score * (1 - self._fade * (1 - say)))
 
     def estimate(self, n: int) -> Cost:
         """One call and about 200 tokens per hit."""

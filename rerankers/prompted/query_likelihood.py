@@ -27,8 +27,12 @@ PROMPT = "Passage: {passage}\nPlease write a question based on this passage.\nQu
 """Section 2.2 of the paper, with the answer announced so that a small model does not have to find its place."""
 PASSAGE_CHARACTERS = 1600
 """A longer passage is cut here: about 400 tokens, beyond which the question says little about the end."""
+QUERY_CHARACTERS = 1000
+"""So is a longer query; both together stay within 8,192 tokens in every script."""
 PASSAGE_TOKENS = 250
+"""For estimates only."""
 PRIOR = 1.0
+"""Weight of the first stage's say; 0.5 to 2 did equally on 31 questions, better than 0, and no more was tuned."""
 AT_ONCE = 8
 """Passages in one forward pass."""
 
@@ -68,14 +72,14 @@ class QueryLikelihood(Reranker):
         """
         if query.text is None:
             raise Unsupported("Query likelihood needs text, and the query has `None`.", "Ask with text.")
-        target = f" {query.text}"
+        target = f" {query.text[:QUERY_CHARACTERS]}"
 
         def read(items: Sequence[Item]) -> list[Read]:
             prompts = [[PROMPT.format(passage=searchable_text(item)[:PASSAGE_CHARACTERS])] for item in items]
             found = self._lm.logprobs(prompts, [target] * len(prompts))
             return [Read(one.mean, len(one.tokens)) for one in found]
 
-        return _pointwise.rank(hits, limits, read, prior=self._prior, at_once=AT_ONCE)
+        return _pointwise.rank(hits, limits, read, lambda score, say: score + self._prior * say, AT_ONCE)
 
     def estimate(self, n: int) -> Cost:
         """One call and about 250 tokens per hit."""

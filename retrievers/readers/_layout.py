@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .base import Line
 
 _CELL_GAP = 1.5  # of the letter size: wider than a justified space, narrower than the padding of a table
+_NARROW_CELL_GAP = 0.5  # in a row that has a wider gap already: a number set right, beside a word set left
 _CELL_ROWS = 12
 _GUTTER = 0.8  # of the letter size
 _COLUMN_ROWS = 4
@@ -40,12 +41,8 @@ class Word:
     size: float
     box: Box
     bold: bool = False
+    turned: bool = False  # runs up or down the page, like the label of an axis
     cell: bool = False  # all words of one cell of a ruled table
-
-    @property
-    def upright(self) -> bool:
-        """Whether it runs along the line, not up or down the page like the label of an axis."""
-        return self.cell or len(self.text) < 3 or self.bottom - self.top <= 1.5 * (self.right - self.left)
 
 
 @dataclass(frozen=True)
@@ -81,14 +78,21 @@ class Row:
     @property
     def text(self) -> str:
         """The words, a space between them, a tab where the gap is that of a column."""
+        gaps = [self._gap(before, word) for before, word in pairwise(self.words)]
+        widest = _CELL_GAP if max(gaps, default=0.0) <= _CELL_GAP else _NARROW_CELL_GAP
         parts = [self.words[0].text]
-        for before, word in pairwise(self.words):
-            gap = (word.left - before.right) / max(before.size, word.size, 1e-6)
+        for gap, (before, word) in zip(gaps, pairwise(self.words), strict=True):
             close = gap < 0.2 and _WIDE.match(word.text) and _WIDE.match(before.text[-1])
-            apart = gap > _CELL_GAP or before.cell or word.cell
-            parts.append("\t" if apart else "" if close else " ")
+            parts.append("\t" if gap > widest else "" if close else " ")
             parts.append(word.text)
         return "".join(parts)
+
+    @staticmethod
+    def _gap(before: Word, word: Word) -> float:
+        """The space between two words, in letter sizes; endless between cells."""
+        if before.cell or word.cell:
+            return float("inf")
+        return (word.left - before.right) / max(before.size, word.size, 1e-6)
 
 
 def union(boxes: Sequence[Box]) -> Box:
@@ -99,8 +103,8 @@ def union(boxes: Sequence[Box]) -> Box:
 def reading_order(words: Sequence[Word]) -> list[Row]:
     """Rows from top to bottom; where prose stands in columns, one column after the other; text that runs up or down
     the page comes last."""
-    turned = [Row((word,)) for word in words if not word.upright]
-    return [*_in_columns([word for word in words if word.upright]), *turned]
+    turned = [Row((word,)) for word in words if word.turned]
+    return [*_in_columns([word for word in words if not word.turned]), *turned]
 
 
 def _in_columns(words: Sequence[Word]) -> list[Row]:
@@ -286,4 +290,5 @@ def _new_paragraph(row: Row, following: Row, pitch: float) -> bool:
     if not 0.8 <= row.size / max(following.size, 1e-6) <= 1.25:
         return True
     step = following.top - row.top
-    return step > 1.35 * pitch and step > 1.5 * min(row.size, following.size)
+    sizes = row.size, following.size
+    return (step > 1.35 * pitch and step > 1.5 * min(sizes)) or step > 3 * max(sizes)

@@ -33,12 +33,12 @@ class ImageReader(Reader):
         from ._ocr import read_picture
 
         image = _opened(file, uri, mime, limits)
-        frames = getattr(image, "n_frames", 1) if mime == _PAGED else 1
+        frames = _frames(image, uri, mime) if mime == _PAGED else 1
         if frames > limits.max_pages:
             raise unreadable(uri, f"has {frames} pages, more than `max_pages` = {limits.max_pages}", "Split the file.")
         sections = []
         for frame in range(frames):
-            progress.step(frame, frames, file_name(uri))
+            progress.step(frame, frames, "pages")
             page = frame + 1 if frames > 1 else None
             text, lines = text_of(read_picture(_decoded(image, frame, uri, limits), limits.ocr_edge))
             media = MediaRef(uri, mime, page=page)
@@ -56,7 +56,7 @@ def render(file: BinaryIO, uri: str, mime: str, page: int, edge: int, limits: Li
         UnreadableFile: damaged, above a limit, or it has no such page.
     """
     image = _opened(file, uri, mime, limits)
-    frames = getattr(image, "n_frames", 1)
+    frames = _frames(image, uri, mime)
     if not 1 <= page <= frames:
         raise unreadable(uri, f"has no page `{page}`", f"It has {frames}.")
     picture = _decoded(image, page - 1, uri, limits)
@@ -76,6 +76,13 @@ def _opened(file: BinaryIO, uri: str, mime: str, limits: Limits) -> Any:
         raise _damaged(uri, mime) from error
     _check_size(image, uri, limits)
     return image
+
+
+def _frames(image: Any, uri: str, mime: str) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception as error:  # as above
+        raise _damaged(uri, mime) from error
 
 
 def _decoded(image: Any, frame: int, uri: str, limits: Limits) -> Image:

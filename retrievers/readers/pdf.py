@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from unicodedata import normalize
@@ -30,6 +30,8 @@ _pdfium = threading.RLock()  # the library is not safe for threads, not even on 
 _HYPHEN = "\x02"  # what the library gives for a hyphen at the end of a line
 _LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "ft", "ﬆ": "st"})
 _SPECK = 0.001  # of the page's height: text that small is not meant for readers
+_MARGIN = 0.09  # of the page's height: where headers and footers stand
+_RUNNING_PAGES = 3
 _MOST_OBJECTS = 20_000
 _MOST_RULES = 1000
 _FINEST = 300 / 72  # pixels per point
@@ -50,13 +52,13 @@ class PDFReader(Reader):
         if b"%%EOF" not in data[-2048:] and b"startxref" not in data[-2048:]:
             raise unreadable(uri, "is a truncated PDF, its end is missing", "Copy or download the file again.")
         with _opened(data, uri) as pdf:
-            count = len(pdf)
+            count = _count(pdf)
             if count > limits.max_pages:
                 raise unreadable(
                     uri, f"has {count} pages, more than `max_pages` = {limits.max_pages}", "Split the file."
                 )
             title = _title(pdf)
-            pages = [_page(pdf, number, uri, limits) for number in range(1, count + 1)]
+            pages = _without_running([_page(pdf, number, count, uri, limits) for number in range(1, count + 1)])
         stripped = sum(page.stripped for page in pages)
         sections = tuple(_sections(pages, uri))
         if not sections:
@@ -71,9 +73,10 @@ def render(data: bytes, uri: str, page: int, edge: int) -> Image:
         UnreadableFile: not a readable PDF, or it has no such page.
     """
     with _opened(data, uri) as pdf:
-        if not 1 <= page <= len(pdf):
-            raise unreadable(uri, f"has no page `{page}`", f"It has {len(pdf)} pages.")
-        with closing(_loaded(pdf, page, uri)) as loaded:
+        count = _count(pdf)
+        if not 1 <= page <= count:
+            raise unreadable(uri, f"has no page `{page}`", f"It has {count}.")
+        with _loaded(pdf, page, uri) as loaded:
             return _picture(loaded, edge)
 
 
@@ -110,13 +113,22 @@ def _unopened(uri: str, why: str) -> Exception:
     return unreadable(uri, "is a damaged PDF", "Open it in a PDF viewer and save it anew, or download it again.")
 
 
-def _loaded(pdf: Any, number: int, uri: str) -> Any:
+def _count(pdf: Any) -> int:
+    with _pdfium:
+        return len(pdf)
+
+
+@contextmanager
+def _loaded(pdf: Any, number: int, uri: str) -> Iterator[Any]:
+    """Page `number`, to be used only inside the block, where the library is ours."""
     import pypdfium2
 
-    try:
-        return pdf[number - 1]
-    except pypdfium2.PdfiumError:
-        raise unreadable(uri, f"is a damaged PDF, page `{number}` cannot be loaded", "Save it anew.") from None
+    with _pdfium:
+        try:
+            with closing(pdf[number - 1]) as page:
+                yield page
+        except pypdfium2.PdfiumError:
+            raise unreadable(uri, f"is a damaged PDF, page `{number}` cannot be read", "Save it anew.") from None
 
 
 def _title(pdf: Any) -> str:
@@ -125,9 +137,9 @@ def _title(pdf: Any) -> str:
     return "" if _NO_TITLE.match(title) else title
 
 
-def _page(pdf: Any, number: int, uri: str, limits: Limits) -> _Page:
-    progress.step(number - 1, len(pdf), file_name(uri))
-    with _pdfium, closing(_loaded(pdf, number, uri)) as page:
+def _page(pdf: Any, number: int, count: int, uri: str, limits: Limits) -> _Page:
+    progress.step(number - 1, count, "pages")
+    with _loaded(pdf, number, uri) as page:
         layer = _text_layer(page)
         images = _image_share(page) if layer.letters < _STAMP else 0.0
         picture = _picture(page, _ocr_edge(page, limits)) if _says_little(page, layer, images) else None
@@ -290,7 +302,7 @@ def _word(text: Any, run: _Run, string: str, place: _Placing) -> Word | None:
         return None
     x0, x1 = (min(max(x / place.width, 0.0), 1.0) for x in (left, right))
     y0, y1 = (min(max(y / place.height, 0.0), 1.0) for y in (top, bottom))
-    return Word(string, left, top, right, bottom, size, (x0, y0, x1, y1), _is_bold(text, run.first))
+    return Word(string, left, top, right, bottom, size, (x0, y0, x1, y1), _is_bold(text, run.first), run.turned)
 
 
 def _is_bold(text: Any, index: int) -> bool:
@@ -368,6 +380,31 @@ def _sections(pages: Sequence[_Page], uri: str) -> Iterator[Section]:
             meta = {"ocr": True} if page.ocr else {}
             headings = () if page.ocr else tuple(title for _, title in path)
             yield Section(text, modality, page.number, headings, lines, media, meta=meta)
+
+
+def _without_running(pages: list[_Page]) -> list[_Page]:
+    """Pages without headers and footers that earlier pages have in the same place (page numbers may differ)."""
+    seen: Counter[tuple[str, int]] = Counter(key for page in pages for key in map(_running_key, page.rows) if key)
+    met: set[tuple[str, int]] = set()
+    kept = []
+    for page in pages:
+        rows = []
+        for row in page.rows:
+            key = _running_key(row)
+            if key is None or seen[key] < _RUNNING_PAGES or key not in met:
+                rows.append(row)
+            if key:
+                met.add(key)
+        kept.append(replace(page, rows=rows))
+    return kept
+
+
+def _running_key(row: Row) -> tuple[str, int] | None:
+    """What a header or footer has on every page: its words and its height; None for a row further inside."""
+    middle = (row.box[1] + row.box[3]) / 2
+    if _MARGIN < middle < 1 - _MARGIN:
+        return None
+    return regex.sub(r"\d+", "0", row.text), round(100 * middle)
 
 
 def _body_size(pages: Sequence[_Page]) -> float:

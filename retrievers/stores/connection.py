@@ -18,6 +18,7 @@ from uuid import uuid4
 from ...errors import StoreError
 from . import lite
 from .lexicon import LEXICAL
+from .lite import backend_errors
 from .rows import LIMITS, METRICS, check_spaces, flag
 
 if TYPE_CHECKING:
@@ -288,14 +289,6 @@ def _file_lock(path: Path) -> Iterator[None]:
         raise StoreError(
             f"Another process has been writing to this library for {LOCK_S:.0f} s.", "Try again when it has finished."
         ) from None
-
-
-def backend_errors() -> tuple[type[Exception], ...]:
-    """What calls through pymilvus raise: its own errors, gRPC's, and a closed channel's ValueError."""
-    import grpc  # type: ignore[import-untyped]
-    from pymilvus.exceptions import MilvusException
-
-    return (MilvusException, grpc.RpcError, ValueError)
 
 
 def _says(error: Exception, signs: tuple[str, ...]) -> bool:

@@ -18,20 +18,21 @@ def expression(where: Where | None) -> str:
     if where is None:
         return ""
     parts = [
-        f"{field} in [{', '.join(map(_quoted, values))}]"
+        f"{field} in [{', '.join(map(quoted, values))}]"
         for field, values in (("id", where.ids), ("document", where.documents), ("modality", where.modalities))
         if values
     ]
     if where.uri_prefix:
         # A range, not `like`: there is no portable way to escape its wildcards.
-        parts.append(f"uri >= {_quoted(where.uri_prefix)}")
+        parts.append(f"uri >= {quoted(where.uri_prefix)}")
         after = _after(where.uri_prefix)
         if after is not None:
-            parts.append(f"uri < {_quoted(after)}")
+            parts.append(f"uri < {quoted(after)}")
     return " and ".join(parts)
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
+    """`value` as a string literal."""
     try:
         value.encode()
     except UnicodeEncodeError:

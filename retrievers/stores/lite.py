@@ -15,7 +15,7 @@ import os
 import re
 import time
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any
 
 from ...errors import StoreError
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LOOPBACK = re.compile(r"http://127\.0\.0\.1:\d{1,5}")
-_PATIENCE_S = 15.0
+_PATIENCE_S = 30.0
 _DIAL_S = 1.0
+_START_S = 30.0
 _PAUSE_S = 0.05
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ class Link:
 
 # A folder's lock belongs to the process, so who holds what is kept per process.
 _links: dict[Path, Link] = {}
-_links_lock = Lock()
+# Re-entrant, because a collected store may be closed by the very thread that opens another.
+_links_lock = RLock()
 
 
 def address_file(folder: Path) -> Path:
@@ -156,18 +158,24 @@ def _open(folder: Path, belongs: Callable[[Any], bool]) -> Link:
 
 
 def _serve(folder: Path, server: Any, database: Any, url: str) -> Link:
-    link = Link(client_of(url, 10.0), url, server, database)
-    target = address_file(folder)
-    draft = target.with_name(f"{target.name}.{os.getpid()}")
-    draft.write_text(json.dumps({"url": url, "pid": os.getpid()}), "utf-8")
-    draft.replace(target)
+    failures: tuple[type[Exception], ...] = (OSError, *backend_errors())
+    try:
+        link = Link(client_of(url, _START_S), url, server, database)
+        target = address_file(folder)
+        draft = target.with_name(f"{target.name}.{os.getpid()}")
+        draft.write_text(json.dumps({"url": url, "pid": os.getpid()}), "utf-8")
+        draft.replace(target)
+    except failures as error:
+        server.stop(grace=0).wait()
+        database.close()
+        raise StoreError(
+            f"The store cannot be served: {type(error).__name__}.", "Check the disk; try again."
+        ) from error
     return link
 
 
 def _dial(folder: Path, belongs: Callable[[Any], bool]) -> Link | None:
     """The holder's server, or None while it is starting, stopping or gone."""
-    from pymilvus.exceptions import MilvusException
-
     try:
         url = str(json.loads(address_file(folder).read_text("utf-8"))["url"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -176,13 +184,27 @@ def _dial(folder: Path, belongs: Callable[[Any], bool]) -> Link | None:
         return None
     try:
         client = client_of(url, _DIAL_S)
-    except MilvusException as error:
+    except backend_errors() as error:
         log.debug("no answer at %s: %s", url, error)
         return None
-    if belongs(client):
-        return Link(client, url)
+    try:
+        if belongs(client):
+            return Link(client, url)
+    except backend_errors() as error:
+        log.debug("%s went away: %s", url, error)
+    except BaseException:
+        client.close()
+        raise
     client.close()
     return None
+
+
+def backend_errors() -> tuple[type[Exception], ...]:
+    """What calls through pymilvus raise: its own errors, gRPC's, and a closed channel's ValueError."""
+    import grpc  # type: ignore[import-untyped]
+    from pymilvus.exceptions import MilvusException
+
+    return (MilvusException, grpc.RpcError, ValueError)
 
 
 def client_of(url: str, timeout_s: float) -> Any:

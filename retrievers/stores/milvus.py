@@ -24,8 +24,8 @@ from ...errors import BadInput, StoreError
 from ..base import MODALITIES, Hit, Item, Space, Store, StoreStats, Where
 from ..fusion import RRF_K
 from ..text.analysis import terms
-from .connection import LITE, Connection, backend_errors
-from .filters import expression
+from .connection import LITE, Connection
+from .filters import expression, quoted
 from .lexicon import LEXICAL, Lexicon
 from .rows import ITEM_FIELDS, METRICS, checked, flag, to_item, to_rows
 
@@ -240,10 +240,10 @@ class MilvusStore(Store):
             parts = [wanted[at : at + _BATCH] for at in range(0, len(wanted), _BATCH)]
             found = [row["id"] for part in parts for row in self._rows(replace(where, ids=tuple(part)), ["id"])]
             return sorted(found)
-        return sorted(row["id"] for row in self._scan(where, ["id"]))
+        return [row["id"] for row in self._scan(where, ["id"])]
 
     def items(self, where: Where | None = None) -> Iterator[Item]:
-        """All items that match, in no particular order, a page at a time."""
+        """All items that match, by id, read in pages."""
         return (to_item(row) for row in self._scan(where, ITEM_FIELDS))
 
     def per_document(self) -> dict[str, int]:
@@ -348,28 +348,25 @@ class MilvusStore(Store):
         return self._select("be read", where, fields) if where.ids else []
 
     def _select(self, what: str, where: Where | None, fields: list[str]) -> list[dict[str, Any]]:
-        filter_ = expression(where)
+        return self._query(what, expression(where), fields)
+
+    def _query(self, what: str, filter_: str, fields: list[str], **options: Any) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self._connection.call(
             what,
-            lambda client, collection: client.query(collection, filter=filter_, output_fields=fields, timeout=_CALL_S),
+            lambda client, collection: client.query(
+                collection, filter=filter_, output_fields=fields, timeout=_CALL_S, **options
+            ),
         )
         return rows
 
     def _scan(self, where: Where | None, fields: list[str]) -> Iterator[dict[str, Any]]:
-        filter_ = expression(where)
-        pages = self._connection.call(
-            "be read",
-            lambda client, collection: client.query_iterator(
-                collection, batch_size=_PAGE, filter=filter_, output_fields=fields
-            ),
-        )
-        try:
-            while page := pages.next():
-                yield from page
-        except backend_errors() as error:
-            raise self._connection.failure("be read", error) from error
-        finally:
-            pages.close()
+        """All rows that match, by id, in pages. (pymilvus' own iterator puts ids into its filter unquoted.)"""
+        wanted, page = expression(where), expression(where)
+        options = {"limit": _PAGE, "iterator": "True", "reduce_stop_for_best": True}
+        while rows := self._query("be read", page, list({*fields, "id"}), **options):
+            yield from rows
+            beyond = f"id > {quoted(rows[-1]['id'])}"
+            page = f"{wanted} and {beyond}" if wanted else beyond
 
     def _terms(self) -> Lexicon:
         """The term statistics, beside a connection that stands."""

@@ -20,7 +20,7 @@ import numpy as np
 from ...errors import BadInput, MissingWeights, Unsupported
 from ...progress import step
 from ..base import Encoder, Item, Query, Side, Space
-from ..loading import batches, dtype, quiet
+from ..loading import batches, dtype, encodable, quiet
 from ..scripts import latin_share
 from ..searchable import searchable_text
 
@@ -48,8 +48,8 @@ class TokenVectors(NamedTuple):
     """Contextual vectors of one text's word pieces, `[CLS]` and `[SEP]` left out.
 
     Attributes:
-        vectors: float16 (tokens, 384), each of unit length.
-        offsets: int32 (tokens, 2), half-open character spans in the text, ascending.
+        vectors: float16 (tokens, 384), each of unit length, read-only.
+        offsets: int32 (tokens, 2), half-open character spans in the text, ascending, read-only.
     """
 
     vectors: np.ndarray
@@ -159,7 +159,8 @@ class AllMiniLM(Encoder):
         """
         made = []
         for done, text in enumerate(texts):
-            step(done, len(texts), "texts")
+            if done:
+                step(done, len(texts), "texts")
             made.append(self._tokens.get(_digest(text), lambda text=text: self._read(text)))  # type: ignore[misc]
         return made
 
@@ -189,10 +190,12 @@ class AllMiniLM(Encoder):
             states = torch.nn.functional.normalize(self._forward(ids, mask)[0], dim=1)
             kept.append(states[1 + first - start : 1 + last - start].cpu().numpy().astype(np.float16))
         offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-        return TokenVectors(np.concatenate(kept), offsets)
+        vectors = np.concatenate(kept)
+        vectors.flags.writeable = offsets.flags.writeable = False
+        return TokenVectors(vectors, offsets)
 
     def _tokenize(self, texts: Sequence[str]) -> Any:
-        return self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return self.tokenizer.encode_batch([encodable(text) for text in texts], add_special_tokens=False)
 
     def _framed(self, ids: Sequence[int]) -> list[int]:
         return [self._cls, *ids[: MAX_PIECES - 2], self._sep]

@@ -54,12 +54,12 @@ def terms(text: str, side: Side = "document") -> list[str]:
     for match in _pattern().finditer(unicodedata.normalize("NFKC", text).replace("\u2019", "'")):
         word = match.group()
         if match.lastgroup == "number":
-            found.append(word.replace(",", "") if _THOUSANDS.fullmatch(word) else word)
+            found.append((word.replace(",", "") if _THOUSANDS.fullmatch(word) else word).casefold()[:MAX_TERM])
         elif match.lastgroup == "unspaced":
-            found += _characters(word, side)
+            found += _characters(word.casefold(), side)
         else:
             found += _word(word)
-    return _stem([term.casefold()[:MAX_TERM] for term in found])
+    return found
 
 
 def _characters(run: str, side: Side) -> list[str]:
@@ -67,7 +67,8 @@ def _characters(run: str, side: Side) -> list[str]:
     return pairs + list(run) if side == "document" or not pairs else pairs
 
 
-def _word(word: str) -> list[str]:
+@lru_cache(maxsize=1 << 15)
+def _word(word: str) -> tuple[str, ...]:
     parts = word.split("-")
     found = [word.replace("-", "")] if len(parts) > 1 else []
     for part in parts:
@@ -77,7 +78,7 @@ def _word(word: str) -> list[str]:
         if part.isascii() and _IDENTIFIER.search(part):
             pieces = [piece for piece in _PARTS.findall(part) if piece != part]
             found += [piece for piece in pieces if len(piece) > 1 and piece.casefold() not in STOP_WORDS]
-    return found
+    return tuple(_stem([term.casefold()[:MAX_TERM] for term in found]))
 
 
 def _stem(words: list[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 BM25 and one dense encoder over one store: each route gives its best 100 or more, and an item's score is the sum of
 1 / (60 + rank). Milvus' own hybrid search does the fusing. Without an encoder (its weights are not here yet) it is
-BM25 alone, with BM25's scores; items added in that time are found by the dense route once they are added again.
+BM25 alone, with BM25's scores; items added in that time are found by the dense route once they are added again. So it
+is for a query in a script that the encoder cannot read: its vectors would only push right answers down.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Hybrid(Retriever):
 
     def search(self, query: Query, k: int, where: Where | None = None) -> list[Hit]:
         routes = [Route(LEXICAL, text=text_of(query))]
-        if self.encoder is not None:
+        if self.encoder is not None and self.encoder.reads(query):
             routes.append(Route(self.encoder.space, vector=self.encoder.encode([query], "query")[0]))
         return self.store.search(routes, k, where)
 
