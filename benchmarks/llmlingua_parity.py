@@ -7,7 +7,8 @@ llmlingua 0.2.2 works untouched up to transformers 4.47.1, in an environment of 
     python -m venv benchmarks/.cache/stock
     benchmarks/.cache/stock/bin/pip install torch==2.13.0 transformers==4.47.1 llmlingua==0.2.2 accelerate
 
-There only tiktoken is replaced, which would download and only counts. Both sides compute in float32 on one thread.
+There only tiktoken is replaced, which would download and only counts. Both sides compute in float32 on one thread, from
+the same weights and tokenizer file; `config.json` and `tokenizer_config.json` are spelt as that release reads them.
 """
 
 from __future__ import annotations
@@ -84,6 +85,23 @@ def stock(model: str, wanted: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def respelt(model: Path, folder: Path) -> Path:
+    """`model` as transformers 4 reads it: the same files, with the two names that transformers 5 changed."""
+    for file in model.iterdir():
+        if file.name not in ("config.json", "tokenizer_config.json"):
+            (folder / file.name).symlink_to(file.resolve())
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    rope = config.pop("rope_parameters", {})
+    if rope.get("rope_type", "default") != "default":
+        raise SystemExit(f"rope_type `{rope['rope_type']}` is spelt otherwise in transformers 4.")
+    config |= {"rope_theta": rope["rope_theta"]} if rope else {}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    tokenizer = json.loads((model / "tokenizer_config.json").read_text("utf-8"))
+    tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer), "utf-8")
+    return folder
+
+
 def ours(model: str, wanted: list[dict[str, Any]]) -> list[str]:
     import torch
 
@@ -122,10 +140,11 @@ def main() -> None:
     from harness import write
 
     wanted = jobs(given.data, given.n)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as older:
         asked, answer = Path(folder) / "jobs.json", Path(folder) / "texts.json"
+        model = str(respelt(Path(given.model), Path(older)))
         asked.write_text(json.dumps(wanted), "utf-8")
-        command = [str(STOCK), __file__, "--model", given.model, "--stock", str(asked), str(answer)]
+        command = [str(STOCK), __file__, "--model", model, "--stock", str(asked), str(answer)]
         subprocess.run(command, check=True)
         theirs = json.loads(answer.read_text("utf-8"))
     found = compared(wanted, theirs["texts"], ours(given.model, wanted))

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 FULL = 0.9
 """The share of the budget under which `Refined.unused` says what did not fit."""
+HOPELESS = 2
+"""Texts of more than this many budgets are not rendered to see whether they fit."""
 ATTEMPTS = 24
 """How many single parts or words are counted exactly to use what room is left."""
 GUESSES = 6
@@ -96,9 +98,8 @@ class Evidence:
 
 Planner = Callable[[Evidence], Plan]
 Tail = Callable[[Evidence, Sequence[Part], Sequence[int], int], tuple[int, list[Words]]]
-"""`tail(evidence, parts, sizes, n)`: the first n parts fit whole, the next does not; `sizes[i]` is about how many tokens
-the first i take. It answers how many parts stay whole, and the words that are kept of the next ones, most wanted first.
-"""
+"""`tail(evidence, parts, sizes, n)`: the first n parts fit whole, the next does not; `sizes[i]` estimates the block of
+the first i. It answers how many parts stay whole, and the words that are kept of the next ones, most wanted first."""
 
 
 def fit(hits: Sequence[Hit], budget: Budget, planner: Planner, tail: Tail) -> Refined:
@@ -110,10 +111,11 @@ def fit(hits: Sequence[Hit], budget: Budget, planner: Planner, tail: Tail) -> Re
     if budget.tokens < 1:
         raise BadInput(f"The budget is `{budget.tokens}` tokens.", "Ask for at least 1.")
     tokens = [count(hit.item.text, budget.tokenizer) for hit in hits]
-    untouched = tuple(_untouched(hit) for hit in hits)
-    used = count(budget.render(untouched, 0), budget.tokenizer)
-    if used <= budget.tokens:
-        return Refined(untouched, used, sum(tokens))
+    if sum(tokens) <= HOPELESS * budget.tokens + len(hits):
+        untouched = tuple(_untouched(hit) for hit in hits)
+        used = count(budget.render(untouched, 0), budget.tokenizer)
+        if used <= budget.tokens:
+            return Refined(untouched, used, sum(tokens))
     evidence = Evidence(hits, budget, tokens)
     plan = planner(evidence)
     filling = _Filling(evidence)

@@ -20,16 +20,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import regex
 
-from ..retrievers.base import Query
 from ..retrievers.searchable import searchable_text
 from .fit import Evidence, Part, Plan, Planner
 
 if TYPE_CHECKING:
-    from ..retrievers.base import Hit
+    from ..retrievers.base import Query
 
 FLOOR = 0.1
-"""Cosine of MiniLM vectors that the best unit of a passage must reach: under 1 % of answer sentences and over a third of
-the passages that BM25 alone had found lie below."""
+"""Cosine of MiniLM vectors that the best unit of a passage must reach: under 1 % of answer sentences lie below, and
+more than a third of the passages that BM25 alone had found."""
 LEXICAL = 0.25
 """Weight of lexical overlap next to token vectors."""
 OPENING = 1.0

@@ -28,7 +28,9 @@ _INDENTED = regex.compile(r"(?: {4}|\t)")
 _CLAUSE = "，、；：。！？"
 _WORD = regex.compile(rf"[^\s{_CLAUSE}]*[{_CLAUSE}]+[\"'”’」』）】》]*|[^\s{_CLAUSE}]+")
 _GRAPHEME = regex.compile(r"\X")
-_JOINED = regex.compile("[" + "".join(rf"\p{{GCB={kind}}}" for kind in ("Extend", "SpacingMark", "ZWJ", "Prepend")) + "]")
+_JOINED = regex.compile(
+    "[" + "".join(rf"\p{{GCB={kind}}}" for kind in ("Extend", "SpacingMark", "ZWJ", "Prepend")) + "]"
+)
 """Characters that can make a grapheme of a space or a punctuation mark and what stands beside it."""
 
 
@@ -100,7 +102,7 @@ def _needs(text: str, spans: list[tuple[int, int]]) -> dict[int, tuple[int, ...]
     for n, (start, end) in enumerate(spans):
         if _FENCE.match(text, start, end):
             if fence is not None:
-                needs.update({inside: (fence, n) for inside in range(fence, n)})
+                needs.update(dict.fromkeys(range(fence, n), (fence, n)))
             needs[n] = () if fence is None else (fence,)
             fence = n if fence is None else None
         elif fence is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -10,6 +11,10 @@ from ..errors import BadInput
 
 if TYPE_CHECKING:
     import torch
+
+# Read when torch is first imported. Threads that spin while they wait starve each other on a busy machine: a rerank
+# beside three other processes took ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -35,14 +40,11 @@ def dtype(precision: str, device: str = "cpu") -> torch.dtype:
 def _computes_bfloat16(device: str) -> bool:
     import torch
 
+    from ..manifests.doctor import computes_bfloat16
+
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device != "cpu":
-        return False
-    if hasattr(torch.cpu, "get_capabilities"):
-        found = torch.cpu.get_capabilities()
-        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-    return bool(torch.cpu._is_avx512_bf16_supported())
+    return device == "cpu" and computes_bfloat16()
 
 
 @contextmanager

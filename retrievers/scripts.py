@@ -40,8 +40,8 @@ def foreign(character: str) -> bool:
 def latin_share(text: str) -> float:
     """The share of Latin letters among all letters, 0 to 1; 1 where there are no letters.
 
-    >>> latin_share("BERT 模型")
-    0.6666666666666666
+    >>> round(latin_share("BERT 模型"), 2)
+    0.67
     """
     letters = [character for character in text if character.isalpha()]
     return 1 - sum(map(foreign, letters)) / len(letters) if letters else 1.0

@@ -144,7 +144,7 @@ async def _indexed(client: Client) -> None:
         if ended:
             break
         now = jobs[0] if jobs else {}
-        progress.step(now.get("done", 0), now.get("total"), f"reading the sample: {now.get('what') or 'starting'}")
+        progress.step(now.get("done", 0), now.get("total"), "reading the sample")
         await asyncio.sleep(POLL_S)
     problem = ended[0].get("error")
     if problem:

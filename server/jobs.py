@@ -56,8 +56,9 @@ class Job:
     def as_dict(self) -> dict[str, Any]:
         """What `status` shows of it."""
         shown: dict[str, Any] = {"id": self.id, "kind": self.kind, "library": self.library, "state": self.state}
-        if self.total is not None:
-            shown |= {"done": self.done, "total": self.total, "what": self.what}
+        done, total = self.counted.get("files", (self.done, self.total))
+        if total is not None:
+            shown |= {"done": done, "total": total, "what": "files" if "files" in self.counted else self.what}
         if self.started is not None:
             shown["seconds"] = round(self.seconds or time.monotonic() - self.started, 1)
         return {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -104,6 +106,13 @@ def test_clean_is_stable_and_counts(text: str) -> None:
     assert clean(kept) == (kept, 0)
     assert stripped <= len(text)
     assert len(kept) + stripped == len(text.replace("\r\n", "\n"))
+
+
+def test_readers_load_late() -> None:
+    code = "import sys, triptych.retrievers.readers, triptych.retrievers.chunking; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"PIL", "pypdfium2", "bs4", "rapidocr", "onnxruntime", "cv2", "numpy", "charset_normalizer", "sentencex"}
+    assert not heavy & {name.split(".")[0] for name in done.stdout.split()}
 
 
 # -- text --------------------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ...errors import MissingWeights
 from ..base import Refiner
 from ..fit import fit, head
-from ...errors import MissingWeights
 from ..relevance import FLOOR, by_relevance, relevance_of
 
 if TYPE_CHECKING:

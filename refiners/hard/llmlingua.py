@@ -1,19 +1,25 @@
-"""LLMLingua: Compressing Prompts for Accelerated Inference of Large Language Models. Jiang et al. 2023, arXiv:2310.05736
+"""LLMLingua. Jiang et al. 2023, arXiv:2310.05736
 
-Coarse to fine: passages, sentences, and last the tokens of the sentences at the edge of the budget, pruned by the
-`llmlingua` package's iterative compression under a small language model (released weights of any causal LM; there are
-none of LLMLingua's own, and its instruction-tuned alignment of the small model is not in the package either).
+Coarse to fine: passages, then sentences by relevance, and last the words of the sentences at the edge of the budget,
+pruned by the `llmlingua` package (Microsoft, MIT) under any causal language model, such as SmolLM2-135M (Apache-2.0);
+the paper releases no weights.
+
+What differs from the paper. Passages and sentences are ranked by relevance to the query, not by perplexity. The
+language model reads only the sentences that can still fit, at most `LM_TOKENS` tokens: whole sentences keep more
+answers than pruned ones at every ratio measured, so that pruning is for the edge. Words are kept or dropped whole, the
+package's decision first, then the loss; numbers with their units, negations, names and identifiers are never pruned
+out of a sentence that stays. The budget is exact. The small model is not tuned to resemble the reader. Note that the
+package keeps the token before a surprising one, not the surprising one (its mask is shifted by one against the losses).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import regex
 
-from ...errors import MissingWeights
+from ...errors import MissingWeights, Unsupported
 from ..base import Refiner
 from ..fit import Evidence, Part, Words, fit, head
 from ..relevance import FLOOR, by_relevance, relevance_of
@@ -23,107 +29,175 @@ if TYPE_CHECKING:
     from ...retrievers.base import Hit, Query
     from ...retrievers.parts import Parts
     from ..base import Budget, Refined
+    from ..fit import Span
     from ..relevance import Relevance
 
 LM_TOKENS = 320
+"""Most tokens that the language model reads for one budget; with the package's second look about 560 positions."""
 KEEP = 0.7
+"""Least share of the sentences at the edge that stays; below it, one whole sentence more is opened to pruning."""
 WINDOW = 200
-ORDER = "package"
+"""Tokens of one segment, section 4.2; a shorter text is cut into two segments, so that the second sees the first."""
 
-_NUMBER = regex.compile(r"\d")
+_NUMBER = regex.compile(r".*\p{N}")
 _NEGATION = regex.compile(r"(?i)\W*(?:not|no|never|none|nor|neither|without|cannot|\w+n[’']t)\W*")
-_IDENTIFIER = regex.compile(r".*(?:\d|_|\p{Ll}\p{Lu}|\p{Lu}{2}|[\w.]@[\w.]|\w/\w|\w\.\w)")
-_MEASURE = regex.compile(r"(?i)\W*(?:[%°℃℉$€£¥]\p{L}?|[kmcnµμ]?(?:g|m|l|s|W|Hz|mol|bit|byte)s?|\p{L}{1,3}|thousand|million|billion|percent|years?|days?|hours?|minutes?|weeks?|months?|times|dollars|euros)\W*")
-_MARKER = regex.compile(r"(?:[-*+•]|\d+[.)]|#+)")
+_NAME = regex.compile(r"\W*\p{Lu}")
+_IDENTIFIER = regex.compile(r".*(?:_|\p{Lu}{2}|\p{Ll}\p{Lu}|[\p{L}\p{N}][@/.\\][\p{L}\p{N}])")
+_MEASURE = regex.compile(
+    r"(?i)\W*(?:[kmcdnµμ]?(?:g|m|l|s|w|wh|v|a|hz|pa|j|mol)|[kmgt]i?b|lb|oz|ft|mi|mph|km/h|ha|h|min|°?[cfk]|[%‰°$€£¥]|"
+    r"percent|thousand|million|billion|trillion|(?:year|month|week|day|hour|minute|second|dollar|euro|pound|time)s?)\W*"
+)
+_MARKER = regex.compile(r"[-*+•]|\p{N}+[.)]|#+")
 
 
 class LLMLingua(Refiner):
+    """Whole sentences by relevance, pruned ones at the edge of the budget. Safe from many threads.
+
+    Args:
+        model, tokenizer: a transformers causal LM in evaluation mode and its fast tokenizer.
+        relevance: scores sentences; None for lexical overlap.
+        floor: on the scale of `relevance`; passages below it are never used to fill.
+    """
+
     def __init__(self, model: Any, tokenizer: Any, relevance: Relevance | None = None, floor: float = FLOOR) -> None:
         from ._llmlingua_compat import OfflineCompressor
 
-        self.compressor = OfflineCompressor(model, tokenizer)
         self.relevance = relevance
         self.floor = floor
+        self._compressor = OfflineCompressor(model, tokenizer)
+
+    @classmethod
+    def load(cls, card: Card, parts: Parts) -> LLMLingua:
+        """With the profile's small language model and, where its weights are there, its encoder.
+
+        Raises:
+            MissingWeights: the language model is not on this machine.
+            Unsupported: it is not a local one.
+        """
+        from ...retrievers.lm import TransformersLM
+
+        lm = parts.lm()
+        if not isinstance(lm, TransformersLM):
+            raise Unsupported(f"LLMLingua cannot use `{type(lm).__name__}`.", "It needs a local language model.")
+        try:
+            relevance = relevance_of(parts.encoder())
+        except MissingWeights:
+            relevance = None
+        return cls(lm.model, lm.tokenizer, relevance)
+
+    @classmethod
+    def tiny(cls, seed: int = 0) -> LLMLingua:
+        """Two random layers over bytes."""
+        from ...retrievers.lm import TransformersLM
+
+        lm = TransformersLM.tiny(seed)
+        return cls(lm.model, lm.tokenizer)
 
     def refine(self, query: Query | None, hits: Sequence[Hit], budget: Budget) -> Refined:
-        return fit(hits, budget, by_relevance(query, self.relevance, self.floor), self._tail)
+        """See `Refiner`; the language model is not asked when the evidence fits."""
+        return fit(hits, budget, by_relevance(query, self.relevance, self.floor), self._edge)
 
-    def _tail(self, evidence: Evidence, parts: Sequence[Part], sizes: Sequence[int], n: int) -> tuple[int, list[Words]]:
-        start, end = self._zone(evidence, parts, sizes, n)
-        zone = [part for part in parts[start:end] if not evidence.unit(part).whole]
-        if not zone:
+    def _edge(self, evidence: Evidence, parts: Sequence[Part], sizes: Sequence[int], n: int) -> tuple[int, list[Words]]:
+        """The sentences at the edge of the budget, pruned; where they are too long for the model, the first words."""
+        start, keep = edge(evidence, parts, sizes, n)
+        zone = [part for part in parts[start : n + 1] if not evidence.unit(part).whole]
+        rows = [evidence.closed(part) for part in parts[start:n] if evidence.unit(part).whole]
+        length = sum(self._compressor.get_token_length(evidence.text(part), False) for part in zone)
+        if not zone or evidence.unit(parts[n]).whole or not 2 <= length <= LM_TOKENS:
             return head(evidence, parts, sizes, n)
-        kept = [evidence.closed(part) for part in parts[start:n] if evidence.unit(part).whole]
-        return start, kept + self._words(evidence, zone, (evidence.budget.tokens-sizes[start])/max(1,sizes[end]-sizes[start]))
+        cores, others = self._pruned(evidence, zone, keep)
+        if sizes[start] + sum(evidence.count(_text(evidence, core)) for core in cores) > evidence.budget.tokens:
+            return head(evidence, parts, sizes, n)
+        return start, rows + cores + others
 
-    def _zone(self, evidence, parts, sizes, n):
-        room = evidence.budget.tokens
-        lm = {}
-        def tokens(a, b):
-            tot = 0
-            for p in parts[a:b]:
-                if p not in lm:
-                    lm[p] = 0 if evidence.unit(p).whole else self.compressor.get_token_length(evidence.text(p), False) + 2
-                tot += lm[p]
-            return tot
-        best = (n, n)
-        for s in range(n, -1, -1):
-            e = n + 1
-            while e + 1 < len(sizes) and e < len(parts) and sizes[s] + KEEP * (sizes[e + 1] - sizes[s]) <= room:
-                e += 1
-            if tokens(s, e) > LM_TOKENS: break
-            best = (s, e)
-        return best
-
-    def _words(self, evidence, zone, keep):
-        losses, kept = self._decide(evidence, zone, keep)
-        first, rest = [], []
+    def _pruned(self, evidence: Evidence, zone: Sequence[Part], keep: float) -> tuple[list[Words], list[Words]]:
+        """The words that each part of `zone` cannot do without, and all other words, each together with the former."""
+        found = self._decided(evidence, sorted(zone), keep)
+        first: list[Words] = []
+        rest: list[tuple[tuple[bool, float], Words]] = []
         for part in zone:
             text = evidence.hits[part.hit].item.text
-            spans = [w.spans[0] for w in evidence.words(part)]
-            prot = protected([text[a:b] for a, b in spans])
-            sk = tuple(s for s, p in zip(spans, prot) if p)
-            if sk: first.append(Words(part.hit, sk))
-            rest += [(Words(part.hit, (s,)), kept[part.hit, s], losses[part.hit, s]) for s, p in zip(spans, prot) if not p]
-        if ORDER == "package": rest.sort(key=lambda r: (-r[1], -r[2]))
-        elif ORDER == "loss": rest.sort(key=lambda r: -r[2])
-        elif ORDER == "random":
-            import random; random.Random(0).shuffle(rest)
-        elif ORDER == "stop":
-            from ..relevance import _STOP
-            rest.sort(key=lambda r: (evidence.hits[r[0].hit].item.text[slice(*r[0].spans[0])].lower().strip(".,;:()") in _STOP))
-        return first + [r[0] for r in rest]
+            spans = [word.spans[0] for word in evidence.words(part)]
+            needed = protected([text[start:end] for start, end in spans])
+            core = tuple(span for span, holds in zip(spans, needed, strict=True) if holds)
+            if core:
+                first.append(Words(part.hit, core))
+            rest += [
+                (found[part.hit, span], Words(part.hit, (*core, span)))
+                for span, holds in zip(spans, needed, strict=True)
+                if not holds
+            ]
+        rest.sort(key=lambda scored: scored[0], reverse=True)
+        return first, [words for _, words in rest]
 
-    def _decide(self, evidence, zone, keep):
-        keep = min(max(keep, .05), 1.0)
-        of = {}
-        for part in sorted(zone): of.setdefault(part.hit, []).append(part)
-        texts, maps, at = [], [], 0
-        for hit, ps in of.items():
-            s = ""
-            for p in ps:
-                if s: s += " "
-                u = evidence.unit(p); maps.append((at + len(s), hit, u)); s += evidence.text(p)
-            texts.append(s); at += len(s) + 2
-        n = sum(self.compressor.get_token_length(t, False) for t in texts) + len(texts) - 1
-        d = decide(self.compressor, texts, keep, max(1, n // -(-n // WINDOW)))
-        losses, kept = {}, {}
-        for p0, hit, u in maps:
-            for p in zone:
-                if p.hit == hit and evidence.unit(p) is u: part = p
-            for w in evidence.words(part):
-                a, b = w.spans[0]; a2, b2 = a - u.start + p0, b - u.start + p0
-                i = np.nonzero((d.spans[:, 0] < b2) & (d.spans[:, 1] > a2))[0]
-                kept[hit, (a, b)] = bool(d.kept[i].any()) if len(i) else True
-                fin = d.losses[i][np.isfinite(d.losses[i])] if len(i) else []
-                losses[hit, (a, b)] = float(np.max(fin)) if len(fin) else 99.0
-        return losses, kept
+    def _decided(
+        self, evidence: Evidence, zone: Sequence[Part], keep: float
+    ) -> dict[tuple[int, Span], tuple[bool, float]]:
+        """For each word of `zone`, in reading order: whether the package keeps a token of it, and its largest loss."""
+        from ._llmlingua_compat import SEPARATOR
 
-def decide(c, texts, keep, window): return c.decide(texts, keep, window)
+        contexts: list[str] = []
+        places: list[tuple[Part, int]] = []
+        at = 0
+        for n, part in enumerate(zone):
+            text = evidence.text(part)
+            if n and part.hit == zone[n - 1].hit:
+                contexts[-1] += " "
+            else:
+                at += len(SEPARATOR) if contexts else 0
+                contexts.append("")
+            at += 1 if contexts[-1] else 0
+            places.append((part, at))
+            contexts[-1] += text
+            at += len(text)
+        length = self._compressor.get_token_length(SEPARATOR.join(contexts), False)
+        window = max(1, length // max(2, -(-length // WINDOW)))
+        decisions = self._compressor.decide(contexts, min(max(keep, 0.05), 1.0), window)
+        found: dict[tuple[int, Span], tuple[bool, float]] = {}
+        for part, begins in places:
+            shift = begins - evidence.unit(part).start
+            for word in evidence.words(part):
+                [(start, end)] = word.spans
+                touching = (decisions.spans[:, 0] < end + shift) & (decisions.spans[:, 1] > start + shift)
+                kept = bool(decisions.kept[touching].any())
+                found[part.hit, (start, end)] = kept, float(decisions.losses[touching].max(initial=0.0))
+        return found
 
-def protected(ws):
-    out = [bool(_NUMBER.search(w) or _NEGATION.fullmatch(w) or _IDENTIFIER.match(w)) for w in ws]
-    for i in range(1, len(ws)):
-        if _NUMBER.search(ws[i-1]) and _MEASURE.fullmatch(ws[i]): out[i] = True
-        if _NEGATION.fullmatch(ws[i-1]): out[i] = True
-    return out
+
+def edge(evidence: Evidence, parts: Sequence[Part], sizes: Sequence[int], n: int) -> tuple[int, float]:
+    """Where the pruned sentences begin, and the share of them that fits.
+
+    The sentence that does not fit whole, and as few before it as give them together `KEEP` of their tokens; the most
+    wanted part of all stays whole if it fits.
+    """
+    start = n
+    while start > 1 and evidence.budget.tokens - sizes[start] < KEEP * (sizes[n + 1] - sizes[start]):
+        start -= 1
+    return start, (evidence.budget.tokens - sizes[start]) / max(1, sizes[n + 1] - sizes[start])
+
+
+def protected(words: Sequence[str]) -> list[bool]:
+    """Which words of a sentence are never pruned out of it.
+
+    >>> protected("It does not exceed 12 mg per day in Berlin".split())
+    [False, False, True, True, True, True, False, False, False, True]
+    """
+    kept = []
+    for n, word in enumerate(words):
+        before = words[n - 1] if n else ""
+        holds = (
+            _NUMBER.match(word)
+            or _NEGATION.fullmatch(word)
+            or _IDENTIFIER.match(word)
+            or (n and _NAME.match(word))
+            or _NEGATION.fullmatch(before)
+            or (_NUMBER.match(before) and _MEASURE.fullmatch(word))
+            or (not n and _MARKER.fullmatch(word))
+        )
+        kept.append(bool(holds))
+    return kept
+
+
+def _text(evidence: Evidence, words: Words) -> str:
+    text = evidence.hits[words.hit].item.text
+    return " ".join(text[start:end] for start, end in words.spans)

@@ -28,6 +28,8 @@ _LOOPBACK = re.compile(r"http://127\.0\.0\.1:\d{1,5}")
 _PATIENCE_S = 30.0
 _DIAL_S = 1.0
 _START_S = 30.0
+# pymilvus pings an idle server every ten seconds; Milvus Lite's hangs up on who does so more than every five minutes.
+_QUIET_LINE = {"grpc.keepalive_time_ms": 600_000, "grpc.keepalive_permit_without_calls": 0}
 _PAUSE_S = 0.05
 
 log = logging.getLogger(__name__)
@@ -214,4 +216,4 @@ def client_of(url: str, timeout_s: float) -> Any:
     # Everything pymilvus logs as an error is also raised, with a traceback on stderr that users need not see.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     logging.getLogger("milvus_lite").addHandler(logging.NullHandler())
-    return MilvusClient(url, dedicated=True, timeout=timeout_s)
+    return MilvusClient(url, dedicated=True, timeout=timeout_s, grpc_options=_QUIET_LINE)
