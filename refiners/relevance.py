@@ -101,7 +101,8 @@ def by_relevance(query: Query | None, relevance: Relevance | None = None, floor:
         of = np.repeat(chosen, [len(evidence.units(n)) for n in chosen]).astype(int)
         parts = [Part(n, unit) for n in chosen for unit in range(len(evidence.units(n)))]
         priority, below = _priorities(text, evidence, parts, of, relevance, floor)
-        reasons = {n: "empty" for n, hit in enumerate(evidence.hits) if not hit.item.text.strip()}
+        blank = (n for n, hit in enumerate(evidence.hits) if not hit.item.text.strip() and hit.item.media is None)
+        reasons = dict.fromkeys(blank, "empty")
         reasons |= dict.fromkeys(below, "below floor")
         ordered = [parts[n] for n in np.lexsort((np.arange(len(parts)), -priority)) if parts[n].hit not in below]
         kept = _distinct(evidence, ordered)
@@ -132,21 +133,25 @@ def _priorities(
     relevance: Relevance | None,
     floor: float,
 ) -> tuple[np.ndarray, set[int]]:
-    """Priority of each part, float64 (parts,), and the hits below the floor. `of[i]` is the hit of part i."""
+    """Priority of each part, float64 (parts,), and the hits below the floor. `of[i]` is the hit of part i.
+
+    An item without text has nothing but its hit's score, and no floor.
+    """
     scores = _standard(np.array([hit.score for hit in evidence.hits], float)[of])
     if not query:
         return scores - _standard(np.array([part.unit for part in parts], float)), set()
     texts = [hit.item.text for hit in evidence.hits]
     own = _standard(_bm25(query, [evidence.text(part) for part in parts]))
     passage = _standard(_bm25(query, texts)[of])
+    shown = np.array([not evidence.text(part) for part in parts], bool)
     below: set[int] = set()
     if relevance is not None:
         by_part, by_hit = _scored(query, evidence, dict.fromkeys(of.tolist()), relevance)
         best = _best(by_part, of, len(texts))
-        below = {n for n in set(of.tolist()) if best[n] < floor}
+        below = {n for n in set(of[~shown].tolist()) if best[n] < floor}
         own = _standard(by_part) + LEXICAL * own
         passage = _standard(by_hit[of]) + LEXICAL * passage
-    priority = own + passage + scores
+    priority = np.where(shown, 0.0, own + passage) + scores
     return np.minimum(priority, _best(priority, of, len(texts))[of] - OPENING), below
 
 

@@ -38,7 +38,7 @@ def count(text: str, tokenizer: str = DEFAULT_TOKENIZER) -> int:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """`text` in pieces that count as they do together (a token more where a hundred thousand characters have no seam)."""
+    """`text` in pieces that count as they do together, or one token more where a piece has no seam."""
     start = 0
     while len(text) - start > _PIECE:
         seam = _SEAM.search(text, start + _PIECE // 2, start + _PIECE)

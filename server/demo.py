@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -106,7 +107,16 @@ def run(settings: Settings) -> Demo:
     if lacking:
         sys.stderr.write(f"The demo needs model weights ({', '.join(lacking)}); fetching them once.\n")
         weights.pull(lacking, settings.weights)
-    return asyncio.run(_conversation(settings, folder, budget, questions))
+    return asyncio.run(_conversation(settings, _copied(folder, settings.home), budget, questions))
+
+
+def _copied(folder: Path, home: Path) -> Path:
+    """A copy of the sample in the home folder: there it stays in place when the installation moves."""
+    target = home / "sample" / folder.name
+    if target.exists():
+        shutil.rmtree(target)
+    shutil.copytree(folder, target)
+    return target
 
 
 def sample() -> tuple[Path, int, tuple[Question, ...]]:
