@@ -98,8 +98,9 @@ class Evidence:
 
 Planner = Callable[[Evidence], Plan]
 Tail = Callable[[Evidence, Sequence[Part], Sequence[int], int], tuple[int, list[Words]]]
-"""`tail(evidence, parts, sizes, n)`: the first n parts fit whole, the next does not; `sizes[i]` estimates the block of
-the first i. It answers how many parts stay whole, and the words that are kept of the next ones, most wanted first."""
+"""`tail(evidence, parts, sizes, n)`: the first n parts fit whole, the next does not; `sizes[i]` is about how many
+tokens the block of the first i has (exactly so for n). It answers how many parts stay whole, and the words that are
+kept of the next ones, most wanted first."""
 
 
 def fit(hits: Sequence[Hit], budget: Budget, planner: Planner, tail: Tail) -> Refined:
@@ -151,6 +152,7 @@ class _Filling:
         n, sizes = self._prefix(parts)
         wanted: list[Words] = []
         if 0 <= n < len(parts):
+            sizes = [size + self.used - sizes[n] for size in sizes]
             n, wanted = tail(self._evidence, parts, sizes, n)
             kept = self._add({}, map(self._evidence.closed, parts[:n]))
             at = list(accumulate(map(self._cost, wanted), initial=self._measure(kept)))

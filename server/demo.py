@@ -128,7 +128,7 @@ def sample() -> tuple[Path, int, tuple[Question, ...]]:
 
 
 async def _conversation(settings: Settings, folder: Path, budget: int, questions: Sequence[Question]) -> Demo:
-    from mcp import Client, StdioServerParameters
+    from mcp import Client, MCPError, StdioServerParameters
 
     arguments = ["-m", "triptych.server.cli", "mcp", "--root", str(folder), "--library", LIBRARY]
     environment = {**os.environ, "TRIPTYCH_HOME": str(settings.home), "TRIPTYCH_PROFILE": settings.profile}
@@ -142,7 +142,15 @@ async def _conversation(settings: Settings, folder: Path, budget: int, questions
                 asked.append(await _ask(client, one, budget))
             return Demo(tuple(asked))
     except* TriptychError as group:
-        raise group.exceptions[0] from None
+        raise _first(group) from None
+    except* MCPError as group:
+        raise TriptychError(f"The demo's server ended: {_first(group)}.", "stderr says why.") from None
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The first exception inside nested groups."""
+    inside = group.exceptions[0]
+    return _first(inside) if isinstance(inside, BaseExceptionGroup) else inside
 
 
 async def _indexed(client: Client) -> None:

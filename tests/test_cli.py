@@ -16,7 +16,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from triptych import errors
-from triptych.server import cli, jsonl, output, sessions
+from triptych.server import cli, demo, jsonl, output, sessions
 from triptych.tools import library as facade
 from triptych.tools.schemas import (
     CompressOut,
@@ -450,3 +450,67 @@ def test_a_folder_goes_in_and_cited_evidence_comes_out(bare_home: Path, tmp_path
     assert all(hit.uri != "handbook/printers.txt" for hit in hits)
     assert run("fetch", "nope", "--json")[0] == 2
     assert run("index", str(tmp_path / "missing"), "--json")[0] == 2
+
+
+# --- the demo ---------------------------------------------------------------------------------------------------------
+
+
+def asked(**changes: Any) -> demo.Asked:
+    tokens = {"tokenizer": "o200k_base", "budget": 100, "original": 900, "used": changes.pop("used", 90)}
+    ms = dict.fromkeys(demo.STAGES, 1.0)
+    passages = [{"n": 1, "id": "p", "title": "t", "where": "a/b.pdf p.2", "text": "It is 84."}]
+    return demo.Asked("How tight?", passages, tokens, ms, **{"cited": True, "answered": True, **changes})
+
+
+def test_the_demos_questions_stand_in_its_sample() -> None:
+    folder, budget, questions = demo.sample()
+    assert len(questions) == 5
+    assert budget > 0
+    for question in questions:
+        assert question.ask and question.answers
+        assert all((folder / source["uri"]).is_file() for source in question.sources)
+
+
+@pytest.mark.parametrize(
+    ("where", "source", "right"),
+    [
+        ("a/b.pdf p.2", {"uri": "b.pdf", "page": 2}, True),
+        ("a/b.pdf p.12", {"uri": "b.pdf", "page": 2}, False),
+        ("a/b.pdf p.2", {"uri": "b.pdf"}, False),
+        ("a/b.md", {"uri": "a/b.md"}, True),
+        ("a/c.md", {"uri": "b.md"}, False),
+    ],
+)
+def test_a_citation_names_its_source_or_not(where: str, source: dict[str, Any], right: bool) -> None:
+    assert demo._stands_in(source, where) is right
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({}, 0, "source cited"),
+        ({"cited": False, "answered": False}, 1, "the expected source is not cited"),
+        ({"answered": False}, 1, "the answer was lost"),
+        ({"used": 101}, 1, "the budget was exceeded"),
+    ],
+)
+def test_the_demo_fails_when_an_answer_does(
+    monkeypatch: pytest.MonkeyPatch, bare_home: Path, run: Any, changes: dict[str, Any], code: int, words: str
+) -> None:
+    monkeypatch.setattr(demo, "run", lambda settings: demo.Demo((asked(**changes),)))
+    got, out, _ = run("demo")
+    assert got == code
+    assert words in out and "a/b.pdf p.2" in out
+    got, out, _ = run("demo", "--json")
+    assert got == code
+    (question,) = parsed(out)["questions"]
+    assert {"question", "cited", "passages", "tokens", "ms"} <= set(question)
+
+
+def test_the_sample_keeps_its_place_in_the_home(tmp_path: Path) -> None:
+    folder, _, _ = demo.sample()
+    (tmp_path / "sample" / folder.name).mkdir(parents=True)
+    (tmp_path / "sample" / folder.name / "stale.txt").write_text("x", "utf-8")
+    copied = demo._copied(folder, tmp_path)
+    names = {path.relative_to(folder) for path in folder.rglob("*")}
+    assert {path.relative_to(copied) for path in copied.rglob("*")} == names

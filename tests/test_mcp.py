@@ -969,8 +969,11 @@ def test_with_weights_meaning_is_found(tmp_home: Path, tmp_path: Path) -> None:
     asked = {"query": "How much money per day does an employee get for meals in the German capital?", "max_tokens": 150}
 
     async def conversation() -> tuple[Any, Any]:
-        async with Client(command_line(tmp_home, "--root", str(folder)), mode="legacy") as client:
-            await until_indexed(client)
+        async with Client(command_line(tmp_home, "--root", str(folder), "--pull"), mode="legacy") as client:
+            state = await until_indexed(client)
+            assert {job["kind"]: job["state"] for job in state["jobs"]} == dict.fromkeys(
+                ("pull", "warm", "index"), "done"
+            )
             return await client.call_tool("retrieve", asked), await client.call_tool("retrieve", asked)
 
     first, second = asyncio.run(conversation())

@@ -93,7 +93,7 @@ class OfflineCompressor(PromptCompressor):  # type: ignore[misc]
         end = min(input_ids.shape[1] if end is None else end, past + self.max_position_embeddings)
         cache = DynamicCache([tuple(pair) for pair in past_key_values]) if past else DynamicCache()
         ids = input_ids[:, past:end]
-        with torch.inference_mode():
+        with torch.no_grad():
             output = self.model.base_model(
                 ids & _IDS, attention_mask=attention_mask[:, :end], past_key_values=cache, use_cache=True
             )
@@ -186,8 +186,10 @@ class _Counter:
 def _losses(model: Any, states: Any, labels: Any) -> Any:
     """Cross-entropy of each label, float32 (positions,), from hidden states (positions, width)."""
     found = torch.empty(len(states), dtype=torch.float32, device=states.device)
+    cap = getattr(model.config, "final_logit_softcapping", None)
     for start in range(0, len(states), POSITIONS_AT_ONCE):
         part = slice(start, start + POSITIONS_AT_ONCE)
         logits = model.get_output_embeddings()(states[part]).float()
+        logits = torch.tanh(logits / cap) * cap if cap else logits
         found[part] = torch.nn.functional.cross_entropy(logits, labels[part], reduction="none")
     return found

@@ -8,10 +8,10 @@ vectors below is the BM25 score:
 
 Why not the BM25 function of the backend: Milvus Lite takes N, df and the mean length from each storage segment alone.
 A file that changed lands in a small segment of its own, where every one of its terms looks common, and sinks below
-everything else (on SciFact with 20 of the relevant documents in such a segment, nDCG@10 over the queries fell from .686
-to .662, all of it on the few queries that needed them). Here N and df are those of the library, wherever a row is
-stored. The mean length is a constant, so that a weight never changes once written: BM25 stays BM25 (k1 and b absorb the
-difference), and on the sets measured nDCG@10 moved by less than .01 for constants from 60 to 200.
+everything else: on 100 queries of SciFact, with 20 of the relevant documents in such a segment, nDCG@10 fell from .686
+to .662. Here N and df are those of the library, wherever a row is stored. The mean length is a constant, so that a
+weight never changes once written. BM25 stays BM25, k1 and b absorb the difference: with constants from 60 to 150
+nDCG@10 on SciFact and Cranfield stayed within .007 of the true mean's.
 """
 
 from __future__ import annotations
