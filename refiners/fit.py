@@ -153,10 +153,13 @@ class _Filling:
         wanted: list[Words] = []
         if 0 <= n < len(parts):
             sizes = [size + self.used - sizes[n] for size in sizes]
+            before = self.spans, self.used
             n, wanted = tail(self._evidence, parts, sizes, n)
             kept = self._add({}, map(self._evidence.closed, parts[:n]))
             at = list(accumulate(map(self._cost, wanted), initial=self._measure(kept)))
             wanted = wanted[max(0, self._longest(at, lambda k: self._add(kept, wanted[:k]))) :]
+            if self.used < before[1]:
+                (self.spans, self.used), wanted = before, []
         if self.used > self._room and not parts:
             raise _too_small(self._room, self.used)
         if parts and not self.spans:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 # Libraries read these while they are imported, so they stand before any test module is collected. Two threads: neither
 # time nor rounding should depend on how many cores a machine has.
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1", OMP_NUM_THREADS="2", OMP_WAIT_POLICY="PASSIVE")
+os.environ.update(
+    HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1", OMP_NUM_THREADS="2", OMP_WAIT_POLICY="PASSIVE"
+)
 
 import hypothesis
 import pytest

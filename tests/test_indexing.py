@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from triptych import BadInput, Cancelled, Settings, StaleId, StoreError, Triptych, progress
+from triptych.retrievers.base import Where
 from triptych.tools.catalog import Catalog
 from triptych.tools.collection import LOCK
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 FACTS = {
     "lantern.md": "# Lantern\n\nThe lantern at Oster Point burns whale oil until 1871.",
     "ferry.txt": "The ferry to Hallow leaves at a quarter past seven from the north pier.",
-    "sub/bees.html": "<html><title>Bees</title><body><p>The apiary holds fourteen hives of black bees.</p></body></html>",
+    "sub/bees.html": "<html><title>Bees</title><p>The apiary holds fourteen hives of black bees.</p></html>",
 }
 
 
@@ -240,7 +241,5 @@ def test_a_collection_is_closed_when_opening_fails(bare_home: Path, tmp_path: Pa
         session.search("anything")
 
 
-def _where(passage_id: str) -> object:
-    from triptych.retrievers.base import Where
-
+def _where(passage_id: str) -> Where:
     return Where(ids=(passage_id,))

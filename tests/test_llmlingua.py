@@ -89,7 +89,7 @@ def test_losses_are_those_of_the_whole_logits(lm: TransformersLM, ours: OfflineC
     torch.testing.assert_close(ours.get_ppl(text, "token"), plain.get_ppl(text, "token"))
     torch.testing.assert_close(ours.get_ppl(text), plain.get_ppl(text))
     for mode in ("before", "after"):
-        options = {"granularity": "token", "condition_mode": mode, "condition_pos_id": 7}
+        options: dict[str, Any] = {"granularity": "token", "condition_mode": mode, "condition_pos_id": 7}
         torch.testing.assert_close(ours.get_ppl(text, **options), plain.get_ppl(text, **options))
 
 
@@ -184,7 +184,7 @@ def test_threads_decide_like_one(ours: OfflineCompressor) -> None:
     jobs = [(TEXTS[n % 3 : n % 3 + 1], 0.3 + 0.05 * n) for n in range(8)]
     serial = [ours.decide(texts, keep, 40).kept.tolist() for texts, keep in jobs]
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda job: ours.decide(*job, 40).kept.tolist(), jobs)) == serial
+        assert list(pool.map(lambda job: ours.decide(job[0], job[1], 40).kept.tolist(), jobs)) == serial
 
 
 def test_windows_are_reported_and_can_be_cancelled(ours: OfflineCompressor) -> None:

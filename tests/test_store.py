@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from triptych.errors import BadInput, StoreError
-from triptych.retrievers.base import Hit, Item, MediaRef, Query, Route, Source, Space, Where
+from triptych.retrievers.base import Hit, Item, MediaRef, Modality, Query, Route, Source, Space, Where
 from triptych.retrievers.fusion import rrf
 from triptych.retrievers.stores import lexicon, lite
 from triptych.retrievers.stores.filters import expression
@@ -61,7 +63,7 @@ items = st.builds(
 )
 
 
-def item(name: str, text: str, *, document: str = "d", uri: str = "root/a.txt", modality: str = "text") -> Item:
+def item(name: str, text: str, *, document: str = "d", uri: str = "root/a.txt", modality: Modality = "text") -> Item:
     return Item(name, text, Source(uri, 0, len(text)), modality, meta={"document": document, "title": "-"})
 
 
@@ -80,13 +82,13 @@ def ids(hits: list[Hit]) -> list[str]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> MilvusStore:
+def store(tmp_path: Path) -> Iterator[MilvusStore]:
     with MilvusStore(tmp_path / "library", [DENSE]) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def animals(tmp_path_factory: pytest.TempPathFactory) -> MilvusStore:
+def animals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusStore]:
     """200 rows of random words and vectors, in several segments; half of one document; read only."""
     with MilvusStore(tmp_path_factory.mktemp("animals"), [DENSE]) as made:
         rows = [item(f"i{n:03}", text, document=f"d{n % 2}") for n, text in enumerate(sentences(200))]
@@ -169,7 +171,7 @@ nasty = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.samp
 
 
 @pytest.fixture(scope="module")
-def nasty_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[MilvusStore, list[Item]]:
+def nasty_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[MilvusStore, list[Item]]]:
     rng = random.Random(1)
     pool = [
         '"',
@@ -572,16 +574,19 @@ class Worker:
         self.process = subprocess.Popen(
             [sys.executable, str(WORKER), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
         assert self.answer() == "ready"
 
     def send(self, **command: object) -> None:
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
+        self.stdin.write(json.dumps(command) + "\n")
+        self.stdin.flush()
 
-    def answer(self) -> object:
-        return json.loads(self.process.stdout.readline())
+    def answer(self) -> Any:
+        return json.loads(self.stdout.readline())
 
-    def __call__(self, **command: object) -> object:
+    def __call__(self, **command: object) -> Any:
         self.send(**command)
         return self.answer()
 
@@ -590,9 +595,9 @@ class Worker:
         self.end()
 
     def end(self) -> None:
-        self.process.stdin.close()
+        self.stdin.close()
         self.process.wait(30)
-        self.process.stdout.close()
+        self.stdout.close()
 
 
 def test_a_second_process_searches_and_writes_and_takes_over(tmp_path: Path) -> None:
@@ -653,7 +658,7 @@ def test_kill_nine_while_writing_loses_nothing_acknowledged(tmp_path: Path) -> N
         while time.monotonic() < until:
             acknowledged[f"r{n}"] = worker.answer()
         worker.process.kill()
-        for line in worker.process.stdout:
+        for line in worker.stdout:
             acknowledged[f"r{n}"] = json.loads(line)
         worker.end()
         assert isinstance(acknowledged[f"r{n}"], int), acknowledged
@@ -777,7 +782,9 @@ def test_retrievers_find_save_and_open(system: type[BM25] | type[Hybrid], tmp_pa
     assert hits
     assert len(made.search(Query("cats and owls"), 100)) <= 30
     made.save(tmp_path / "saved")
-    opened = system.open(tmp_path / "saved") if system is BM25 else Hybrid.open(tmp_path / "saved", made.encoder)
+    opened = (
+        Hybrid.open(tmp_path / "saved", made.encoder) if isinstance(made, Hybrid) else BM25.open(tmp_path / "saved")
+    )
     assert opened.search(Query("cats and owls"), 10) == hits
     assert made.delete(Where(documents=("d0", "d1"))) == 2
     assert (made.stats().items, opened.stats().items) == (28, 30)
