@@ -47,7 +47,13 @@ class Ranking:
 
 
 class Reranker(ABC):
-    """Orders hits for a query. 0 or 1 hit come back unchanged without a model call."""
+    """Orders hits for a query. 0 or 1 hit come back unchanged without a model call.
+
+    Attributes:
+        floor: a hit scored below this says nothing about the query; None where scores have no absolute scale.
+    """
+
+    floor: float | None = None
 
     @abstractmethod
     def rank(self, query: Query, hits: Sequence[Hit], limits: Limits | None = None) -> Ranking:

@@ -174,6 +174,23 @@ def test_a_store_that_lost_rows_is_noticed_and_mended(library: Triptych, docs: P
     assert found(library, "ferry") == ["docs/ferry.txt"]
 
 
+def test_rebuild_mends_a_broken_store_and_takes_a_new_encoder(library: Triptych, docs: Path) -> None:
+    library.index(docs)
+    [old] = library.search("ferry").hits[:1]
+    library.close()
+    catalog = Catalog(library.folder)
+    catalog.set_fact("encoder", "some_other_encoder abc")
+    catalog.close()
+    for manifest in library.folder.rglob("*manifest*"):
+        manifest.write_bytes(b"damaged")
+    with pytest.raises(StoreError, match="some_other_encoder"):
+        library.search("ferry")
+    done = library.index(docs / "sub", rebuild=True)
+    assert done.indexed == 3  # what was indexed before comes too
+    assert library.status().healthy
+    assert library.search("ferry").hits[0].id == old.id
+
+
 def test_verify_finds_a_changed_text(library: Triptych, docs: Path) -> None:
     from dataclasses import replace
 

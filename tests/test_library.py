@@ -100,6 +100,14 @@ def test_pictures_can_be_looked_at_and_texts_cannot(library: Triptych) -> None:
         library.view(text.id)
 
 
+def test_evidence_about_other_things_never_fills_the_budget(library: Triptych) -> None:
+    found = library.retrieve("quarterly derivatives hedging strategy of the bank", 4000)
+    assert found.tokens.used < 2000
+    below = [row for row in found.dropped if row.reason == "below floor"]
+    assert below
+    assert len(found.passages) + len(found.dropped) == library.settings.depth
+
+
 def test_k_beyond_the_library_gives_what_there_is(library: Triptych) -> None:
     found = library.search("seal", 100)
     assert 0 < len(found.hits) <= 100

@@ -204,6 +204,14 @@ class Catalog:
         """Remove a file's row (its passages are retired by the caller)."""
         self._run("DELETE FROM files WHERE uri = ?", uri)
 
+    def start_anew(self) -> None:
+        """Forget files, passages and the encoder; roots stay, and old ids still lead to their successors."""
+        with self._transaction():
+            self._db.execute("DELETE FROM files")
+            self._db.execute("DELETE FROM facts WHERE name = 'encoder'")
+            self._db.execute("DELETE FROM passages WHERE state = 'pending'")
+            self._db.execute("UPDATE passages SET state = 'retired'")
+
     def forget_empty(self) -> None:
         """Remove the rows of readable files that have no live passage left."""
         self._run(

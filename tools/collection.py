@@ -18,6 +18,7 @@ from ..errors import NotFound, StoreError
 from ..manifests.registry import card
 from ..manifests.weights import hash_of
 from ..progress import step
+from ..retrievers.base import Query, Where
 from .catalog import FILE, Catalog, FileRow, damaged, digest
 from .indexing import Indexing, clear_leftovers, delete_passages
 from .operations import Clock
@@ -25,7 +26,7 @@ from .roots import Found, Roots, existing, files_below
 from .schemas import FileProblem, IndexOut, LibraryOut
 
 if TYPE_CHECKING:
-    from ..retrievers.base import Encoder, Hit, Item, Query, Where
+    from ..retrievers.base import Encoder, Hit, Item
     from ..retrievers.stores.milvus import MilvusStore
     from ..retrievers.text.hybrid import Hybrid
     from .stages import Stages
@@ -52,8 +53,11 @@ class Collection:
         self._lost: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, folder: Path, stages: Stages) -> Collection:
+    def open(cls, folder: Path, stages: Stages, *, rebuild: bool = False) -> Collection:
         """Open (or make) the library in `folder`, clear what a crash left, and count.
+
+        Args:
+            rebuild: whatever state the store is in, it will be thrown away by `index`: do not look at it.
 
         Raises:
             StoreError: it was built with another encoder, or the store cannot be opened.
@@ -62,11 +66,13 @@ class Collection:
 
         catalog = Catalog(folder)
         try:
-            _check_encoder(catalog, stages, folder.name)
+            if not rebuild:
+                _check_encoder(catalog, stages, folder.name)
             space = card(stages.settings.encoder, "retriever").resolve().space
             store = MilvusStore(folder, [space], stages.settings.store_uri)
             made = cls(folder, catalog, store, stages)
-            made._mend()
+            if not rebuild:
+                made._mend()
         except BaseException:
             catalog.close()
             raise
@@ -77,13 +83,15 @@ class Collection:
         clock = Clock()
         targets = [existing(path) for path in paths]
         with self._writing():
+            if rebuild:
+                targets += self._start_anew()
             clear_leftovers(self.retriever(), self._catalog)
             roots = self._with_roots_for(targets)
             found = list({file.uri: file for target in targets for file in files_below(target, roots)}.values())
             encoder = self._stages.encoder_or_none()
             self._remember_encoder(encoder)
             lost = self._catalog.files_of(self._missing())
-            run = Indexing(self.retriever(), self._catalog, encoded=encoder is not None, rebuild=rebuild, suspect=lost)
+            run = Indexing(self.retriever(), self._catalog, encoded=encoder is not None, suspect=lost)
             try:
                 run.run(found)
                 if prune:
@@ -164,8 +172,8 @@ class Collection:
         return f"The store lost {len(self._lost)} of {total} passages: run `triptych index` on its folders again."
 
     def warm(self) -> None:
-        """Open the store and build the retriever now."""
-        self.retriever()
+        """Search once, so that the store has built what it builds on its first search."""
+        self.search(Query(text="warm"), 1, None)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -218,6 +226,14 @@ class Collection:
             return []
         present = set(self._store.ids())
         return [one for one in self._catalog.live() if one not in present]
+
+    def _start_anew(self) -> list[Path]:
+        """Empty store and catalogue; answers the files that were in them and are still there."""
+        roots = Roots(self._catalog.roots())
+        known = [path for row in self._catalog.files() if (path := roots.find(row.uri)) is not None]
+        self._store.erase()
+        self._catalog.start_anew()
+        return known
 
     def _with_roots_for(self, targets: Sequence[Path]) -> Roots:
         for target in targets:

@@ -61,7 +61,6 @@ class Indexing:
         retriever: adds and deletes passages.
         catalog: the library's catalogue.
         encoded: whether `retriever` writes dense vectors now.
-        rebuild: read every file, changed or not.
         suspect: uris whose passages the store has lost: they are read again even if unchanged.
     """
 
@@ -71,13 +70,11 @@ class Indexing:
         catalog: Catalog,
         *,
         encoded: bool,
-        rebuild: bool = False,
         suspect: Iterable[str] = (),
     ) -> None:
         self._retriever = retriever
         self._catalog = catalog
         self._encoded = encoded
-        self._rebuild = rebuild
         self._suspect = frozenset(suspect)
         self.tally = Tally()
 
@@ -136,7 +133,7 @@ class Indexing:
 
     def _must_read(self, known: FileRow) -> bool:
         gained_vectors = self._encoded and not known.encoded
-        return self._rebuild or known.error_type is not None or gained_vectors or known.uri in self._suspect
+        return known.error_type is not None or gained_vectors or known.uri in self._suspect
 
     def _row(self, file: Found) -> FileRow:
         stat = file.path.stat()

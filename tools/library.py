@@ -84,7 +84,8 @@ class Triptych:
 
         Args:
             prune: also remove indexed files below `paths` that are gone.
-            rebuild: read and encode everything anew.
+            rebuild: throw the store away and read everything anew, these paths and all files indexed before. Mends a
+                damaged store, and is how a library changes its encoder.
 
         Raises:
             BadInput: a path that is not there. Files that cannot be read do not raise: they are in `problems`.
@@ -92,7 +93,8 @@ class Triptych:
         given = [paths] if isinstance(paths, str | Path) else list(paths)
         if not given:
             raise BadInput("No path is given.", "Name files or folders to index.")
-        return self._open(create=True).index([Path(path) for path in given], prune=prune, rebuild=rebuild)
+        collection = self._open(create=True, rebuild=rebuild)
+        return collection.index([Path(path) for path in given], prune=prune, rebuild=rebuild)
 
     def retrieve(
         self, query: str, max_tokens: int | None = None, *, k: int | None = None, where: Where | None = None
@@ -116,16 +118,18 @@ class Triptych:
         with clock.stage("search"):
             hits = collection.search(asked, max(self.settings.depth, top), where)
         with clock.stage("rerank"):
-            ranking = self.stages.reranker().rank(asked, hits, Limits(depth=self.settings.rerank_depth))
+            reranker = self.stages.reranker()
+            ranking = reranker.rank(asked, hits, Limits(depth=self.settings.rerank_depth))
         with clock.stage("compress"):
             note = self._note(collection, budget)
-            frame = Budget(budget, self.settings.tokenizer, op.renderer(note))
-            refined = self.stages.refiner().refine(asked, ranking.hits[:top], frame)
+            kept, below = op.above_floor(ranking.hits[:top], reranker.floor, self.settings.tokenizer)
+            frame = Budget(budget, self.settings.tokenizer, op.renderer(note, len(below)))
+            refined = self.stages.refiner().refine(asked, kept, frame)
         return Evidence(
             query=text,
             library=self.name,
             passages=op.passages_out(refined),
-            dropped=op.dropped_out(refined),
+            dropped=[*op.dropped_out(refined), *below],
             tokens=op.tokens_out(refined, budget, self.settings.tokenizer),
             ms=RetrieveMs(**clock.total()),
             note=note,
@@ -259,10 +263,12 @@ class Triptych:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _open(self, *, create: bool = False) -> Collection:
+    def _open(self, *, create: bool = False, rebuild: bool = False) -> Collection:
         from .collection import Collection, is_library
 
         with self._lock:
+            if rebuild:
+                self.close()
             if self._collection is None:
                 if not create and not is_library(self.folder):
                     known = ", ".join(f"`{row}`" for row in _names(self.settings)) or "none yet"
@@ -270,7 +276,7 @@ class Triptych:
                         f"There is no library `{self.name}`.",
                         f"Known: {known}. Make it with `triptych index PATH --library {self.name}`.",
                     )
-                self._collection = Collection.open(self.folder, self.stages)
+                self._collection = Collection.open(self.folder, self.stages, rebuild=rebuild)
             return self._collection
 
     def _item(self, id: str) -> Item:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import BadInput
 from ..refiners.tokens import count
-from .schemas import DroppedOut, HitOut, PassageOut, PieceOut, TokensOut
+from .schemas import DroppedOut, HitOut, PassageOut, PieceOut, TokensOut, place
 
 if TYPE_CHECKING:
     from ..refiners.base import Passage, Refined, Render
@@ -74,13 +74,7 @@ def checked_budget(max_tokens: object, default: int, cap: int) -> int:
 
 def where_of(item: Item) -> str:
     """The place a reader is sent to: file, page, times."""
-    source = item.source
-    place = source.uri
-    if source.page is not None:
-        place += f" p.{source.page}"
-    if source.start_s is not None:
-        place += f" {source.start_s:.1f}-{source.end_s if source.end_s is not None else source.start_s:.1f}s"
-    return place
+    return place(item.source.uri, item.source.page, item.source.start_s, item.source.end_s)
 
 
 def block(rows: Sequence[tuple[str, str, str, str]], dropped: int, note: str | None = None) -> str:
@@ -99,11 +93,12 @@ def block_dict(rows: Sequence[tuple[str, str, str, str]], dropped: int, note: st
     return {"passages": passages, "dropped": dropped, **({"note": note} if note else {})}
 
 
-def renderer(note: str | None = None) -> Render:
-    """`Budget.render` for the text block: what a budget is counted over."""
+def renderer(note: str | None = None, left_out: int = 0) -> Render:
+    """`Budget.render` for the text block: what a budget is counted over. `left_out` hits were dropped before."""
 
     def render(passages: Sequence[Passage], dropped: int) -> str:
-        return block([(p.item.id, p.item.title, where_of(p.item), p.text) for p in passages], dropped, note)
+        rows = [(p.item.id, p.item.title, where_of(p.item), p.text) for p in passages]
+        return block(rows, dropped + left_out, note)
 
     return render
 
@@ -165,6 +160,15 @@ def hits_out(hits: Sequence[Hit]) -> list[HitOut]:
         )
         for n, hit in enumerate(hits, 1)
     ]
+
+
+def above_floor(hits: Sequence[Hit], floor: float | None, tokenizer: str) -> tuple[list[Hit], list[DroppedOut]]:
+    """The hits that say something about the query, and those that never fill a budget."""
+    if floor is None:
+        return list(hits), []
+    kept = [hit for hit in hits if hit.score >= floor]
+    below = [hit.item for hit in hits if hit.score < floor]
+    return kept, [DroppedOut(id=one.id, reason="below floor", tokens=count(one.text, tokenizer)) for one in below]
 
 
 def dropped_out(refined: Refined) -> list[DroppedOut]:

@@ -72,6 +72,13 @@ class Roots:
             raise NotFound(f"The file `{uri}` is gone.", "Index its folder again with `--prune`.")
         return path
 
+    def find(self, uri: str) -> Path | None:
+        """The file that `uri` means, or None where it cannot be read any more."""
+        try:
+            return self.path_of(uri)
+        except (NotFound, Forbidden):
+            return None
+
     def _root_of(self, path: Path) -> str | None:
         holders = [(len(folder.parts), label) for label, folder in self._folders.items() if path.is_relative_to(folder)]
         return max(holders)[1] if holders else None

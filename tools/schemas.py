@@ -48,12 +48,19 @@ class PassageOut(Shape):
     @property
     def where(self) -> str:
         """The citation a reader needs: file, page, times."""
-        place = self.uri
-        if self.page is not None:
-            place += f" p.{self.page}"
-        if self.start_s is not None:
-            place += f" {self.start_s:.1f}–{self.end_s or self.start_s:.1f}s"
-        return place
+        return place(self.uri, self.page, self.start_s, self.end_s)
+
+
+def place(uri: str, page: int | None, start_s: float | None, end_s: float | None) -> str:
+    """A citation in one line.
+
+    >>> place("talks/opening.mp4", None, 61.25, 70.0)
+    'talks/opening.mp4 61.2-70.0s'
+    """
+    shown = uri if page is None else f"{uri} p.{page}"
+    if start_s is None:
+        return shown
+    return f"{shown} {start_s:.1f}-{start_s if end_s is None else end_s:.1f}s"
 
 
 class DroppedOut(Shape):

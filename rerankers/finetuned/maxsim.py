@@ -32,6 +32,8 @@ POWER = 2
 """Exponent of a match. 1 is ColBERT's; 2 and 3 were equally better on the development sets."""
 FADE = 0.4
 """What share of its score a hit loses towards the end of the first stage's list; the first loses nothing."""
+FLOOR = 0.1
+"""Relevant passages score above it almost always, most texts about other things below it."""
 PASSAGE_TOKENS = 200
 """For estimates only."""
 
@@ -102,10 +104,15 @@ class MaxSim(Reranker):
     Scores lie between 0 and 1 and mean the same in every list. Before fading, the best of 50 passages from another
     field stayed below 0.14 for 95 of 100 questions, and 95 of 100 passages that answer a question were above 0.28.
 
+    Attributes:
+        floor: `FLOOR`.
+
     Args:
         encoder: gives the token vectors; share it with whatever else reads the same passages, for its cache.
         fade: `FADE`; 0 leaves the first stage's order out.
     """
+
+    floor = FLOOR
 
     def __init__(self, encoder: TokenEncoder, fade: float = FADE) -> None:
         self._encoder = encoder
