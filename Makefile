@@ -37,6 +37,11 @@ weights: $(VENV)/.installed-mcp
 bench: $(VENV)/.installed-bench
 	$(PULL)
 	$(PY) benchmarks/handshake.py
+ifdef DATA
+	$(PY) benchmarks/latency.py --data $(DATA)
+	$(PY) benchmarks/search_quality.py --data $(DATA)
+endif
+	$(PY) benchmarks/tables.py
 
 clean:
 	rm -rf build dist .types .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
