@@ -70,7 +70,8 @@ def _latency(found: dict[str, Any]) -> Iterator[str]:
     machine = found["environment"]
     yield (
         f"**A warm `retrieve`** (best {retrieve['depth']}, {retrieve['budget']:,} tokens, "
-        f"{found['indexing']['passages']:,} passages, {retrieve['n']} queries, {machine['processor']}, {machine['threads']} threads; "
+        f"{found['indexing']['passages']:,} passages, {retrieve['n']} queries, "
+        f"{machine['processor']}, {machine['threads']} threads; "
         "`benchmarks/latency.py`), milliseconds:"
     )
     bars = {"total": retrieve["bar_ms"]}
@@ -80,7 +81,8 @@ def _latency(found: dict[str, Any]) -> Iterator[str]:
     yield table(["stage", "p50", "p95", "bar (p50, p95)"], rows)
     yield (
         "Every block was counted again: never above the budget, and never under "
-        f"{retrieve['share_of_budget_min']:.1%} of it. Indexing pre-cut chunks runs at {made['ratio']:.2f} of the encoder's own throughput (bar "
+        f"{retrieve['share_of_budget_min']:.1%} of it. Indexing pre-cut chunks runs at "
+        f"{made['ratio']:.2f} of the encoder's own throughput (bar "
         f"{made['bar']}); parsing Markdown is apart, at {made['parsing_files_per_s']:,.0f} files a second."
     )
 
@@ -127,8 +129,9 @@ def _parity(found: dict[str, Any]) -> str:
     jobs = sum(mode["jobs"] for mode in found["modes"].values())
     same = sum(mode["identical"] for mode in found["modes"].values())
     return (
-        "**Parity**: our build of the `llmlingua` package on transformers 5 gave the same text as the untouched package "
-        f"on transformers {found['stock']['transformers']} in {same} of {jobs} jobs (`benchmarks/llmlingua_parity.py`)."
+        "**Parity**: our build of the `llmlingua` package on transformers 5 gave the same text as the untouched "
+        f"package on transformers {found['stock']['transformers']} in {same} of {jobs} jobs "
+        "(`benchmarks/llmlingua_parity.py`)."
     )
 
 
