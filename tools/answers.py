@@ -75,7 +75,7 @@ def of_hits(result: SearchOut | RerankOut, budget: int, tokenizer: str, note: st
         BadInput: not even the first passage fits; the message names the smallest budget that would do.
     """
     own = result.note if isinstance(result, SearchOut) else None
-    rows = [(hit.id, hit.title, _where(hit), hit.text) for hit in result.hits]
+    rows = [(hit.id, hit.title, hit.where, hit.text) for hit in result.hits]
 
     def made(kept: int) -> dict[str, Any]:
         return block_dict(rows[:kept], len(rows) - kept, joined(own, note))
@@ -160,10 +160,6 @@ def _trace(result: Shape, rows: Sequence[PassageOut] | Sequence[HitOut]) -> dict
 def _without_text(row: PassageOut | HitOut) -> dict[str, Any]:
     spans = {"spans": [piece.span for piece in row.pieces]} if isinstance(row, PassageOut) else {}
     return {**row.model_dump(mode="json", exclude={"text", "pieces", "title"}), **spans}
-
-
-def _where(hit: HitOut) -> str:
-    return PassageOut(**hit.model_dump(), pieces=[]).where
 
 
 def _place(result: FetchOut) -> str:

@@ -29,8 +29,8 @@ class PieceOut(Shape):
     span: tuple[int, int] | None
 
 
-class PassageOut(Shape):
-    """One cited passage. `box` is x0, y0, x1, y1 as fractions of the page around the kept pieces."""
+class Placed(Shape):
+    """A text and where it stands; `box` is x0, y0, x1, y1 as fractions of the page."""
 
     n: int
     id: str
@@ -42,13 +42,24 @@ class PassageOut(Shape):
     start_s: float | None
     end_s: float | None
     text: str
-    pieces: list[PieceOut]
-    score: float
 
     @property
     def where(self) -> str:
         """The citation a reader needs: file, page, times."""
         return place(self.uri, self.page, self.start_s, self.end_s)
+
+
+class HitOut(Placed):
+    """One hit of `search` and `rerank`, with its whole text."""
+
+    score: float
+
+
+class PassageOut(Placed):
+    """One cited passage: `text` is what is left of the hit's, `box` stands around the kept pieces."""
+
+    pieces: list[PieceOut]
+    score: float
 
 
 def place(uri: str, page: int | None, start_s: float | None, end_s: float | None) -> str:
@@ -96,22 +107,6 @@ class Evidence(Shape):
     tokens: TokensOut
     ms: RetrieveMs
     note: str | None = None
-
-
-class HitOut(Shape):
-    """One hit of `search` and `rerank`: `text` is the whole passage, or a snippet where the caller asked for one."""
-
-    n: int
-    id: str
-    title: str
-    uri: str
-    modality: str
-    page: int | None
-    box: tuple[float, float, float, float] | None
-    start_s: float | None
-    end_s: float | None
-    text: str
-    score: float
 
 
 class SearchOut(Shape):
