@@ -408,7 +408,7 @@ def test_a_store_without_dense_spaces(tmp_path: Path) -> None:
 
 def test_counts_are_exact(store: MilvusStore) -> None:
     assert (store.stats().items, dict(store.stats().by_modality)) == (0, {})
-    kinds = ["text", "page", "page", "image"]
+    kinds: list[Modality] = ["text", "page", "page", "image"]
     store.upsert([item(f"i{n}", "cat", modality=kind, document=kind) for n, kind in enumerate(kinds)], {})
     store.flush()
     store.upsert([item("i0", "dog", document="text")], {})
@@ -678,7 +678,8 @@ def test_a_full_disk_keeps_what_was_acknowledged(tmp_path: Path) -> None:
     size = 20_000
     worker(op="add", items=[["a", "cat", "da"]])
     worker(op="limit", bytes=150_000)
-    failed, added = None, ["a"]
+    failed: Any = None
+    added = ["a"]
     for n in range(40):
         answer = worker(op="add", items=[[f"b{n}", "dog " * (size // 4), f"db{n}"]])
         if answer != 1:
