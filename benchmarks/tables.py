@@ -81,8 +81,8 @@ def _latency(found: dict[str, Any]) -> Iterator[str]:
     yield table(["stage", "p50", "p95", "bar (p50, p95)"], rows)
     yield (
         "Every block was counted again: never above the budget. On average "
-        f"{retrieve['tokens_used_mean']:,.0f} tokens of it were used; evidence below the relevance floor never fills it. "
-        "Indexing pre-cut chunks runs at "
+        f"{retrieve['tokens_used_mean']:,.0f} tokens of it were used; evidence below the relevance floor never fills "
+        "it. Indexing pre-cut chunks runs at "
         f"{made['ratio']:.2f} of the encoder's own throughput (bar "
         f"{made['bar']}); parsing Markdown is apart, at {made['parsing_files_per_s']:,.0f} files a second."
     )
