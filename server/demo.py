@@ -44,7 +44,7 @@ class Asked:
     """One question with what came back.
 
     Attributes:
-        passages: the block's `{n, id, title, where, text}`.
+        passages: the block's `{n, id, title, where, text}`, each with the `box` around what was kept (or None).
         tokens: `used` is counted anew over the text that the client received.
         cited: an expected source is among the passages.
         answered: one of those passages still holds every answer string.
@@ -173,12 +173,14 @@ async def _ask(client: Client, question: Question, budget: int) -> Asked:
     result = await client.call_tool("retrieve", {"query": question.ask, "max_tokens": budget})
     data = _data(result)
     trace = (result.meta or {})["triptych"]
-    right = [row for row in data["passages"] if any(_stands_in(source, row["where"]) for source in question.sources)]
+    boxes = {row["n"]: row["box"] for row in trace["passages"]}
+    passages = [{**row, "box": boxes[row["n"]]} for row in data["passages"]]
+    right = [row for row in passages if any(_stands_in(source, row["where"]) for source in question.sources)]
     used = count(_text(result), trace["tokens"]["tokenizer"])
     tokens = {key: trace["tokens"][key] for key in ("tokenizer", "budget", "original")}
     return Asked(
         question=question.ask,
-        passages=data["passages"],
+        passages=passages,
         tokens={**tokens, "budget": budget, "used": used},
         ms={stage: trace["ms"][stage] for stage in STAGES},
         cited=bool(right),
@@ -208,13 +210,18 @@ def draw(shown: Demo, to: Console) -> None:
     for n, asked in enumerate(shown.questions, 1):
         to.print(f"{n}. {asked.question}", style="bold")
         for row in asked.passages:
-            to.print(f"   [{row['n']}] {row['where']}", style="cyan")
+            to.print(f"   [{row['n']}] {row['where']}{_box(row['box'])}", style="cyan")
             to.print(f"       {' '.join(row['text'].split())}")
         used, budget, original = (asked.tokens[key] for key in ("used", "budget", "original"))
         times = ", ".join(f"{stage} {value:,.0f} ms" for stage, value in asked.ms.items())
         to.print(f"   tokens {original:,} → {used:,} of {budget:,} · {times} · {_verdict(asked)}\n", style="dim")
     right = sum(asked.passed for asked in shown.questions)
     to.print(f"{right} of {len(shown.questions)} answers have their source cited, their words kept, their budget held.")
+
+
+def _box(box: Sequence[float] | None) -> str:
+    """The place on the page, as fractions from its top left corner."""
+    return "" if box is None else f" box {' '.join(f'{edge:.2f}' for edge in box)}"
 
 
 def _verdict(asked: Asked) -> str:

@@ -459,6 +459,7 @@ def asked(**changes: Any) -> demo.Asked:
     tokens = {"tokenizer": "o200k_base", "budget": 100, "original": 900, "used": changes.pop("used", 90)}
     ms = dict.fromkeys(demo.STAGES, 1.0)
     passages = [{"n": 1, "id": "p", "title": "t", "where": "a/b.pdf p.2", "text": "It is 84."}]
+    passages = [{**passages[0], "box": [0.1, 0.2, 0.9, 0.25]}, {**passages[0], "n": 2, "where": "a/c.md", "box": None}]
     return demo.Asked("How tight?", passages, tokens, ms, **{"cited": True, "answered": True, **changes})
 
 
@@ -500,7 +501,7 @@ def test_the_demo_fails_when_an_answer_does(
     monkeypatch.setattr(demo, "run", lambda settings: demo.Demo((asked(**changes),)))
     got, out, _ = run("demo")
     assert got == code
-    assert words in out and "a/b.pdf p.2" in out
+    assert words in out and "[1] a/b.pdf p.2 box 0.10 0.20 0.90 0.25\n" in out and "[2] a/c.md\n" in out
     got, out, _ = run("demo", "--json")
     assert got == code
     (question,) = parsed(out)["questions"]

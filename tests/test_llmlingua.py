@@ -17,7 +17,7 @@ from triptych.errors import Cancelled, MissingWeights, Unsupported
 from triptych.manifests.registry import card
 from triptych.progress import reporting
 from triptych.refiners.base import Budget
-from triptych.refiners.hard._llmlingua_compat import POSITIONS_AT_ONCE, SEPARATOR, OfflineCompressor
+from triptych.refiners.hard._llmlingua_compat import POSITIONS_AT_ONCE, SEPARATOR, OfflineCompressor, cache_name
 from triptych.refiners.hard.llmlingua import LM_TOKENS, LLMLingua
 from triptych.retrievers.base import Hit, Item, Query, Source
 from triptych.retrievers.lm import ScriptedLM, TransformersLM
@@ -62,13 +62,12 @@ class Plain(OfflineCompressor):
         for layer, (keys, values) in enumerate(past_key_values or []):
             cache.update(keys, values, layer)
         with torch.no_grad():
-            output = self.model(
-                input_ids[:, past:end], attention_mask=attention_mask[:, :end], past_key_values=cache, use_cache=True
-            )
+            options = {"use_cache": True, cache_name(self.model): cache}
+            output = self.model(input_ids[:, past:end], attention_mask=attention_mask[:, :end], **options)
         labels = input_ids[0, past + 1 : end]
         loss = -output.logits[0, :-1].log_softmax(-1)[torch.arange(len(labels)), labels]
         loss = {"before": loss[:condition_pos_id], "after": loss[condition_pos_id:]}.get(condition_mode, loss)
-        pairs = [[layer.keys, layer.values] for layer in output.past_key_values.layers]
+        pairs = [[layer.keys, layer.values] for layer in cache.layers]
         result = loss.mean() if granularity == "sentence" else loss
         return (result, pairs) if return_kv else result
 

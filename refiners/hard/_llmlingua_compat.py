@@ -16,6 +16,7 @@ What this file changes in `PromptCompressor`, and nothing else:
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +96,7 @@ class OfflineCompressor(PromptCompressor):  # type: ignore[misc]
         ids = input_ids[:, past:end]
         with torch.no_grad():
             output = self.model.base_model(
-                ids & _IDS, attention_mask=attention_mask[:, :end], past_key_values=cache, use_cache=True
+                ids & _IDS, attention_mask=attention_mask[:, :end], use_cache=True, **{cache_name(self.model): cache}
             )
             active = (attention_mask[:, past:end] == 1)[:, :-1]
             states = output.last_hidden_state[:, :-1][active]
@@ -107,7 +108,7 @@ class OfflineCompressor(PromptCompressor):  # type: ignore[misc]
         elif condition_mode == "after":
             losses = losses[condition_pos_id:]
         result = losses.mean() if granularity == "sentence" else losses
-        pairs = [[layer.keys, layer.values] for layer in output.past_key_values.layers]
+        pairs = [[layer.keys, layer.values] for layer in cache.layers]
         return (result, pairs) if return_kv else result
 
     def control_sentence_budget(self, *args: Any, **kwargs: Any) -> Any:
@@ -138,6 +139,12 @@ class OfflineCompressor(PromptCompressor):  # type: ignore[misc]
         kept = np.zeros(len(trace.spans), bool)
         kept[(ids[0] >> _TAG).cpu().numpy()] = True
         return Decisions(trace.spans, kept, trace.losses)
+
+
+def cache_name(model: Any) -> str:
+    """What `model` calls the argument that takes keys and values: transformers 5.24 renamed it."""
+    known = inspect.signature(model.base_model.forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
 
 
 class _Trace:
