@@ -9,7 +9,7 @@ import functools
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,13 @@ import click
 
 from .. import __version__
 from ..errors import BadInput, Cancelled, Forbidden, MissingExtra, TriptychError
-from ..settings import Settings
+from .command import output_of, register
+from .evaluate import evaluation
 from .output import Output, ReaderGone, Stdout
 
 if TYPE_CHECKING:
-    from ..tools.library import Triptych
-    from ..tools.schemas import Given, Shape
+    from ..tools.schemas import Given
+    from .command import Run
 
 INTERNAL = 70
 READER_GONE = 141
@@ -44,70 +45,14 @@ With --json a command writes exactly one JSON document to stdout, also when it f
 """
 
 
-class Run:
-    """One command's settings, library and output."""
-
-    def __init__(self, out: Output, profile: str | None, home: Path | None, library: str = "default") -> None:
-        self.out = out
-        self.library = library
-        self._profile = profile
-        self._home = home
-
-    def settings(self, **overrides: Any) -> Settings:
-        """The settings that options, environment and profile come to."""
-        return Settings.load(self._profile, home=self._home, **overrides)
-
-    def open(self, **overrides: Any) -> Triptych:
-        """The library of this command."""
-        from .sessions import open_library
-
-        return open_library(self.library, self.settings(**overrides))
-
-    def show(self, result: Shape, human: Callable[[Any, Any], None]) -> None:
-        """Write a result."""
-        self.out.show(result.model_dump(mode="json"), functools.partial(_late, human, result))
-
-
-def _late(human: Callable[[Any, Any], None], result: object, to: object) -> None:
-    human(to, result)
-
-
 @click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="triptych", message="%(prog)s %(version)s")
 def cli() -> None:
     """Search, rerank, compress: cited evidence from your files, inside a token budget."""
 
 
-def command(
-    name: str, *, library: bool = True, group: click.Group = cli
-) -> Callable[[Callable[..., Any]], click.Command]:
-    """Register `function(run, …)` as a command with the options that all commands share."""
-
-    def register(function: Callable[..., Any]) -> click.Command:
-        @functools.wraps(function)
-        def body(as_json: bool, profile: str | None, home: Path | None, **options: Any) -> Any:
-            named = {"library": options.pop("library")} if library else {}
-            return function(Run(_output(as_json), profile, home, **named), **options)
-
-        shared = [
-            click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
-            click.option("--profile", help="Which models to use (default: embedded)."),
-            click.option("--home", type=click.Path(path_type=Path), help="Where libraries and weights are kept."),
-        ]
-        if library:
-            shared.append(
-                click.option("--library", default="default", show_default=True, help="Library name or folder.")
-            )
-        for option in reversed(shared):
-            body = option(body)
-        return cli.command(name)(body)
-
-    return register
-
-
-def _output(as_json: bool) -> Output:
-    return Output(as_json, click.get_current_context().find_object(Stdout) or Stdout())
-
+cli.add_command(evaluation)
+command = functools.partial(register, cli)
 
 max_tokens_option = click.option("--max-tokens", type=int, help="Most tokens in the answer (default: the profile's).")
 ids_option = click.option("--ids", multiple=True, metavar="A,B,C", help="Passage ids; can be repeated.")
@@ -267,7 +212,7 @@ def systems(context: click.Context, as_json: bool) -> None:
     from . import render
 
     rows = list(cards().values())
-    _output(as_json).show([card.as_dict() for card in rows], lambda to: render.cards(to, rows))
+    output_of(as_json).show([card.as_dict() for card in rows], lambda to: render.cards(to, rows))
 
 
 @systems.command("show")
@@ -279,7 +224,7 @@ def show(id: str, as_json: bool) -> None:
     from . import render
 
     found = card(id)
-    _output(as_json).show(found.as_dict(), lambda to: render.card(to, found))
+    output_of(as_json).show(found.as_dict(), lambda to: render.card(to, found))
 
 
 @command("pull", library=False)

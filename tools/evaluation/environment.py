@@ -74,4 +74,4 @@ def _processor() -> str:
 def _memory_gb() -> float:
     import psutil
 
-    return round(psutil.virtual_memory().total / 2**30, 1)
+    return round(float(psutil.virtual_memory().total) / 2**30, 1)

@@ -1,4 +1,4 @@
-"""What a measurement is, as a file: one schema for `triptych eval`, for the benchmarks, and for every figure in the docs.
+"""What a measurement is, as a file: one schema for `triptych eval`, the benchmarks, and every figure in the docs.
 
 A result has arms. An arm is one system under one setting, with its figures and, where there are queries, the value of
 each query, so that anybody can test a difference again. An arm that failed or ran out of time stands there with the
@@ -8,7 +8,6 @@ reason; none is left out.
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -135,8 +134,7 @@ class Result(_Part):
         path = folder / f"{self.name}.json"
         scratch = path.with_suffix(".part")
         scratch.write_text(_text(self.as_dict()) + "\n", "utf-8")
-        os.replace(scratch, path)
-        return path
+        return scratch.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> Result:
