@@ -1,4 +1,4 @@
-# make demo | test | check | dist | bench | weights | clean
+# make demo | test | check | dist | bench | results | weights | clean
 # PYTHON picks the interpreter that makes .venv; TRIPTYCH_HOME is where weights and libraries of this checkout live.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ PULL := $(VENV)/bin/triptych pull embedded
 export TRIPTYCH_HOME ?= $(CURDIR)/.triptych
 export MYPYPATH := .types
 
-.PHONY: demo test check dist bench weights clean
+.PHONY: demo test check dist bench results weights clean
 
 demo: $(VENV)/.installed-mcp
 	$(PULL)
@@ -36,11 +36,10 @@ weights: $(VENV)/.installed-mcp
 
 bench: $(VENV)/.installed-bench
 	$(PULL)
-	$(PY) benchmarks/handshake.py
-ifdef DATA
-	$(PY) benchmarks/latency.py --data $(DATA)
-	$(PY) benchmarks/search_quality.py --data $(DATA)
-endif
+	$(PY) benchmarks/bench.py $(if $(filter-out 0,$(QUICK)),--quick) $(foreach group,$(ONLY),--only $(group)) \
+	  $(foreach folder,$(DATA),--data $(folder)) $(foreach file,$(QUESTIONS),--questions $(file))
+
+results: $(VENV)/.installed-mcp
 	$(PY) benchmarks/tables.py
 
 clean:
