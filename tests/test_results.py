@@ -197,13 +197,19 @@ def example(name: str, arms: list[Arm], **more: Any) -> Result:
 
 
 def latency(p50: float, p95: float) -> Result:
-    metrics = {"search_ms_p50": 5.0, "search_ms_p95": 7.0, "total_ms_p50": p50, "total_ms_p95": p95, "index_ratio": 0.9}
+    metrics: dict[str, float | int | None] = {
+        "search_ms_p50": 5.0,
+        "search_ms_p95": 7.0,
+        "total_ms_p50": p50,
+        "total_ms_p95": p95,
+        "index_ratio": 0.9,
+    }
     arms = [
         Arm(system="triptych", settings={"precision": "auto"}, metrics=metrics),
         Arm(
             system="triptych",
             settings={"precision": "float32"},
-            metrics={name: 2 * one for name, one in metrics.items()},
+            metrics={name: 2 * (one or 0) for name, one in metrics.items()},
         ),
     ]
     return example("bench_latency", arms, kind="latency")
