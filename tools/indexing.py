@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ..errors import Forbidden, TriptychError, UnreadableFile
+from ..errors import Cancelled, Forbidden, TimedOut, TriptychError, UnreadableFile
 from ..progress import step
 from ..retrievers.chunking import chunk
 from ..retrievers.readers import read
@@ -121,6 +121,8 @@ class Indexing:
         try:
             document = read(file.path, file.uri)
             yield _Read(replace(row, mime=document.mime), chunk(document, row.content_hash))
+        except (Cancelled, TimedOut):  # says nothing of the file, whose passages stay as they are
+            raise
         except (TriptychError, OSError) as error:
             self._fail(row, error)
         except Exception as error:  # a reader's own fault must not stop the other files; it is reported by name
