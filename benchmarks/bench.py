@@ -4,7 +4,7 @@
 
 A full run writes `benchmarks/results/bench_GROUP.json`; a quick one, which ends within five minutes, writes into the
 cache instead. Each group is a list of cells (see `cells`); what was measured before is used again unless `--fresh`.
-Progress goes to stderr, the tables to stdout. `--out` names another folder for the results.
+Progress goes to stderr, the tables to stdout, plots into the cache. `--out` names another folder for the results.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import envs
 from cells import Cell, Outcome, Plan
 
 from triptych.errors import BadInput, TriptychError
-from triptych.tools.evaluation import datasets, report
+from triptych.tools.evaluation import datasets, plots, report
 
 if TYPE_CHECKING:
     from triptych.tools.evaluation.result import Result
@@ -73,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write(f"{report.markdown(found)}\n")
             sys.stdout.flush()
             tell(f"{name}: written to {path.parent.name}/{path.name}")
+            for plot in plots.draw(found, asked.plan.cache / "plots"):
+                tell(f"{name}: drawn in plots/{plot.name}")
     except TriptychError as error:
         tell(str(error))
         return error.exit_code
