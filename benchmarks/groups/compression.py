@@ -353,6 +353,7 @@ def _notes(plan: Plan, amount: Amount, untouched: Outcome, build: Outcome) -> It
         "One language model (SmolLM2-135M-Instruct) for all perplexity systems, the same questions and contexts in the "
         "same order; `n` questions were asked, the first ones of those that ours got; `questions` were done."
     )
+    yield "LLMLingua, LLMLingua-2, truncate and random_words do not read the question; all others do."
     yield (
         "Tokens are those of o200k_base, counted here and not by the package, whose `rate` counts its own model's. "
         "over_budget: the share of questions with more tokens than rate times the original."

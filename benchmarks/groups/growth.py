@@ -15,7 +15,7 @@ from cells import OURS, Cell, Outcome, Plan, text_collections
 from triptych.tools.evaluation.environment import environment
 from triptych.tools.evaluation.result import Arm, DataInfo, Result
 
-SIZES, QUICK_SIZES = (300, 3_000, 30_000), (20, 200, 2_000)
+SIZES, QUICK_SIZES = (200, 2_000, 20_000), (20, 200, 2_000)
 QUERIES = 100
 RETRIEVED, QUICK_RETRIEVED = 30, 5
 BUDGET = 2_000
@@ -71,8 +71,10 @@ def arm(items: int, outcome: Outcome) -> Arm:
     """The figures of one size."""
     data = outcome.data
     found = {name: data[name] for name in ("passages", "index_s", "encode_s") if name in data}
-    if "index_s" in data and "encode_s" in data:
+    if "index_s" in found and "encode_s" in found:
         found["store_s"] = data["index_s"] - data["encode_s"]
+    elif "encoded" in data:  # it was stopped on the way
+        found |= {name: data[name] for name in ("encoded", "so_far_s")}
     found |= {**percentiles("ms", data.get("search_ms")), **percentiles("retrieve_ms", data.get("retrieve_ms"))}
     found |= {name: data[name] for name in ("disk_mb", "peak_rss_mb") if name in data}
     return Arm(

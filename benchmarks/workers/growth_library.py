@@ -58,17 +58,19 @@ def write(texts: list[str], folder: Path) -> None:
 
 
 def index(session: Triptych, files: Path, out: Out) -> None:
-    """The whole way from files to a library, and how much of the time the encoder took."""
+    """The whole way from files to a library, and how much of the time the encoder took, so far at any time."""
     encoder = session.stages.encoder()
-    encode, spent = encoder.encode, 0.0
+    encode, spent, encoded = encoder.encode, 0.0, 0
 
-    def timed(*given: Any) -> Any:
-        nonlocal spent
-        start = time.perf_counter()
-        try:
-            return encode(*given)
-        finally:
-            spent += time.perf_counter() - start
+    def timed(inputs: Any, side: Any) -> Any:
+        nonlocal spent, encoded
+        began = time.perf_counter()
+        vectors = encode(inputs, side)
+        spent += time.perf_counter() - began
+        encoded += len(inputs)
+        out.put("encoded", encoded)
+        out.put("so_far_s", time.perf_counter() - start)
+        return vectors
 
     encoder.encode = timed  # type: ignore[method-assign]
     start = time.perf_counter()
