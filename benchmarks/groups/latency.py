@@ -127,4 +127,4 @@ def _notes(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
     loads = {name: outcome.data["load_average"] for name, outcome in outcomes.items() if "load_average" in outcome.data}
     if loads:
         told = ", ".join(f"{load:.1f} (`{name}`)" for name, load in loads.items())
-        yield f"Load average when a cell ended: {told}; above the number of cores, others were at work."
+        yield f"Load average after the last query: {told}; above the number of cores, others were at work."

@@ -85,7 +85,7 @@ def result(plan: Plan, outcomes: Mapping[str, Outcome], command: str) -> Result:
         seed=plan.seed,
         environment=environment(("mcp", "click")),
         arms=tuple(arms),
-        notes=NOTES,
+        notes=(*NOTES, *_loads(outcomes)),
     )
 
 
@@ -102,6 +102,13 @@ NOTES = (
     "handshake is done, so that calls right after it are slower and the memory is that of the models.",
     "stray_lines: lines on stdout that are no messages.",
 )
+
+
+def _loads(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
+    loads = {key: outcome.data["load_average"] for key, outcome in outcomes.items() if "load_average" in outcome.data}
+    if loads:
+        told = ", ".join(f"{load:.1f} (`{key}`)" for key, load in loads.items())
+        yield f"Load average when a cell ended: {told}; above the number of cores, others were at work."
 
 
 def _cell(plan: Plan, key: str, env: str, server: Mapping[str, Any]) -> Cell:

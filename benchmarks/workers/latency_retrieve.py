@@ -41,6 +41,7 @@ def main() -> None:
         for found in retrieving(session, queries, job["warm_up"], job["budget"]):
             out.put("retrieve", found)
         out.put("peak_rss_mb", peak_rss_mb())
+        out.put("load_average", os.getloadavg()[0])
         items, parsing = parsed(folder)
         out.put("parsing", parsing)
         rounds = []
@@ -48,7 +49,6 @@ def main() -> None:
             rounds.append(round_of(session, items, Path(scratch, "raw", str(turn))))
             out.put("rounds", rounds)
         session.close()
-        out.put("load_average", os.getloadavg()[0])
 
 
 def write_files(data: datasets.Collection, folder: Path, most: int) -> int:

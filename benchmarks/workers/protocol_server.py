@@ -191,6 +191,7 @@ def main() -> None:
             except (RuntimeError, Silent) as error:  # the other era may do
                 failed[era] = str(error)
                 out.put("failed", failed)
+        out.put("load_average", os.getloadavg()[0])
         if len(failed) == len(job["eras"]):
             raise SystemExit(failed[job["eras"][-1]])
 
