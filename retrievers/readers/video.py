@@ -88,12 +88,14 @@ def _cuts(track: Track, uri: str) -> list[float]:
         hint = "Run `pip install 'triptych[video]'`."
         raise MissingExtra("The package `scenedetect-headless` is not installed.", hint) from None
     _check_size(track.stream, uri, track.limits)
-    slides = AdaptiveDetector(_SLIDE_RATIO, min_scene_len=0, min_content_val=_SLIDE_CHANGE)
+    short = _is_short(track)
+    around = 2 if short else 1  # frames on each side: of key frames a slide may have only two
+    slides = AdaptiveDetector(_SLIDE_RATIO, min_scene_len=0, window_width=around, min_content_val=_SLIDE_CHANGE)
     detectors = (ContentDetector(_CHANGE, min_scene_len=0), slides)
     times: list[float] = []
     cuts: list[int] = []
     size: tuple[int, int] | None = None
-    for number, frame in enumerate(track.frames(None if _is_short(track) else _key_gap_s(track))):
+    for number, frame in enumerate(track.frames(None if short else _key_gap_s(track))):
         if number > 2 * track.limits.max_frames:
             track.cut = "max_frames"
             break
