@@ -1,4 +1,4 @@
-# make demo | test | test-milvus | check | dist | bench | weights | clean
+# make demo | test | test-milvus | check | dist | bench | results | weights | clean
 # PYTHON picks the interpreter that makes .venv; TRIPTYCH_HOME is where weights and libraries of this checkout live.
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ export MYPYPATH := .types
 MILVUS_VERSION := 2.3.5
 export MILVUS_ENV ?= $(CURDIR)/.cache/milvus-$(MILVUS_VERSION)
 
-.PHONY: demo test test-milvus check dist bench weights clean
+.PHONY: demo test test-milvus check dist bench results weights clean
 
 demo: $(VENV)/.installed-mcp
 	$(PULL)
@@ -45,11 +45,10 @@ weights: $(VENV)/.installed-mcp
 
 bench: $(VENV)/.installed-bench
 	$(PULL)
-	$(PY) benchmarks/handshake.py
-ifdef DATA
-	$(PY) benchmarks/latency.py --data $(DATA)
-	$(PY) benchmarks/search_quality.py --data $(DATA)
-endif
+	$(PY) benchmarks/bench.py $(if $(filter-out 0,$(QUICK)),--quick) $(foreach group,$(ONLY),--only $(group)) \
+	  $(foreach folder,$(DATA),--data $(folder)) $(foreach file,$(QUESTIONS),--questions $(file))
+
+results: $(VENV)/.installed-mcp
 	$(PY) benchmarks/tables.py
 
 clean:

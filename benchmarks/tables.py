@@ -1,140 +1,301 @@
-"""The tables of README, made from `results/*.json` and from nothing else.
+"""README's tables and docs/measured.md, made from `results/*.json` and from nothing else.
 
-    python benchmarks/tables.py          # write them between the markers of README.md
-    python benchmarks/tables.py --check  # exit 1 when README differs
+    python benchmarks/tables.py          # write both
+    python benchmarks/tables.py --check  # exit 1 when one of them differs from what the results give
 
-A result that has not been made yet has no table.
+README gets one short table for each claim, measured.md everything. A result that has not been made has no table.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from triptych.tools.evaluation import report
+from triptych.tools.evaluation.result import Arm, Comparison, Result
+
+ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+MEASURED = ROOT / "docs" / "measured.md"
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
+TOP = """\
+# Measured
 
-def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text("utf-8")
-    wanted = with_tables(text)
-    if "--check" in sys.argv:
-        raise SystemExit(text != wanted)
-    readme.write_text(wanted, "utf-8")
+Made by `make results` from the JSON files in `benchmarks/results/`, which also hold the value of every single query. \
+What the figures mean: [evaluation.md](evaluation.md). How they were made: \
+[benchmarks/README.md](../benchmarks/README.md)."""
 
 
-def with_tables(text: str) -> str:
+@dataclass(frozen=True)
+class Bar:
+    """A bound that a claim is held to: at most `most`, or at least `least`.
+
+    Attributes:
+        settings: those of the arms that are held to it.
+    """
+
+    what: str
+    result: str
+    metric: str
+    most: float | None = None
+    least: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    system: str = "triptych"
+
+    def value(self, found: Result) -> float | None:
+        """The worst figure of the arms; None where there is no such arm, or one of them has no figure."""
+        arms = [
+            arm for arm in found.arms if arm.system == self.system and self.settings.items() <= arm.settings.items()
+        ]
+        values = [arm.metrics.get(self.metric) for arm in arms]
+        known = [value for value in values if value is not None]
+        if not known or len(known) < len(values):
+            return None
+        return max(known) if self.least is None else min(known)
+
+    def met(self, value: float | None) -> bool:
+        """Whether `value` is there and within the bound."""
+        if value is None:
+            return False
+        return (self.most is None or value <= self.most) and (self.least is None or value >= self.least)
+
+    @property
+    def bound(self) -> str:
+        """In words."""
+        return f"at most {self.most:,g}" if self.most is not None else f"at least {self.least:,g}"
+
+
+LATENCY, PROTOCOL = "bench_latency", "bench_protocol"
+AS_SHIPPED = {"precision": "auto"}
+
+BARS = (
+    Bar("a warm `retrieve`, p50, ms", LATENCY, "total_ms_p50", most=3000, settings=AS_SHIPPED),
+    Bar("a warm `retrieve`, p95, ms", LATENCY, "total_ms_p95", most=6000, settings=AS_SHIPPED),
+    Bar("indexing, share of the encoder's own throughput", LATENCY, "index_ratio", least=0.8, settings=AS_SHIPPED),
+    Bar("handshake, times a bare server's, legacy clients", PROTOCOL, "handshake_ratio", most=1.3,
+        settings={"era": "legacy"}),
+    Bar("handshake, times a bare server's, current clients", PROTOCOL, "handshake_ratio", most=1.3,
+        settings={"era": "auto"}),
+)  # fmt: skip
+"""With weights and without, where both were measured."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A table of README.
+
+    Attributes:
+        claim: what it is about; the data follows.
+        metrics: names or patterns; an arm that has none of them has no row.
+        tested: the metric whose paired test stands in the table.
+        across: the settings of which each value is a column of the first of `metrics`.
+        stages: a row for each `NAME` of the metrics `NAME_ms_p50` and `NAME_ms_p95`, two columns for each arm.
+    """
+
+    claim: str
+    metrics: tuple[str, ...] = ("*",)
+    tested: str = ""
+    across: tuple[str, ...] = ()
+    stages: bool = False
+
+
+TIMES = ("p50", "p95")
+ALLOWED = ("max_tokens", "rate")
+RANKED = ("nDCG@10", "MRR@10", "recall@100", "ms_p50", "s_per_query")
+
+VIEWS = {
+    "bench_latency": (View("A warm `retrieve`, milliseconds", ("*_ms_p50",), stages=True),),
+    "bench_protocol": (
+        View(
+            "MCP servers: handshake, size of the tool schemas, one call, memory",
+            ("handshake_ms", "handshake_ratio", "tools", "schema_chars", "call_ms_p50", "rss_settled_mb"),
+        ),
+    ),
+    "bench_first_stage": (
+        View("First stages side by side, quality", ("nDCG@10", "MRR@10", "recall@100"), tested="nDCG@10"),
+        View("Milliseconds a query (p50) by size", ("ms_p50",), across=("items",)),
+        View("Seconds to build by size", ("build_s",), across=("items",)),
+        View("Most memory by size, MB", ("peak_rss_mb",), across=("items",)),
+    ),
+    "bench_compression": (
+        View("Compressors side by side, answers kept", ("answers_kept",), across=ALLOWED),
+        View("Share of the results above the budget", ("over_budget",), across=ALLOWED),
+        View("Milliseconds a question (p50)", ("ms_p50",), across=ALLOWED),
+        View("Our build of `llmlingua` for transformers 5, texts identical to the stock one's", ("jobs", "identical")),
+    ),
+    "bench_growth": (
+        View("Cost by the size of the library", ("index_s", "ms_p50", "retrieve_ms_p50", "disk_mb", "peak_rss_mb")),
+        View("Exponents of these costs (1: proportional to the size)", ("*_exponent",)),
+    ),
+    "retrieval": (View("Search", RANKED, tested="nDCG@10"),),
+    "rerank": (View("Reranking", RANKED, tested="nDCG@10"),),
+    "compress": (View("Compression: answers kept", ("answers_kept",), across=ALLOWED),),
+    "pipeline": (
+        View("Search, rerank, compress: answers kept, and where the others were lost", ("answers_kept", "lost*")),
+    ),
+}  # fmt: skip
+"""By the result's name or its kind, in the order of the page."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the pages, or compare them with the results; the exit status is 1 when one differs."""
+    found = results()
+    pages = {README: with_tables(README.read_text("utf-8"), found), MEASURED: measured(found)}
+    if "--check" in arguments:
+        stale = [path.name for path, text in pages.items() if not path.is_file() or path.read_text("utf-8") != text]
+        print(f"Run `make results`: {', '.join(stale)} differ from the results." if stale else "Up to date.")
+        return int(bool(stale))
+    for path, text in pages.items():
+        path.write_text(text, "utf-8")
+    return 0
+
+
+def results(folder: Path = RESULTS) -> list[Result]:
+    """All results, in the order of the page."""
+    found = [Result.read(path) for path in sorted(folder.glob("*.json"))]
+    order = list(VIEWS)
+    return sorted(found, key=lambda one: (order.index(key) if (key := _key(one)) in order else len(order), one.name))
+
+
+def with_tables(text: str, found: Sequence[Result]) -> str:
     """`text` with fresh tables between its markers."""
     before, _, rest = text.partition(START)
     after = rest.partition(END)[2]
-    return f"{before}{START}\n{tables()}{END}{after}"
+    return f"{before}{START}\n" + "".join(f"{part}\n\n" for part in parts(found)) + f"{END}{after}"
 
 
-def tables() -> str:
-    """All tables, in Markdown."""
-    return "".join(f"{part}\n\n" for part in parts())
+def measured(found: Sequence[Result]) -> str:
+    """The page with everything."""
+    links = "[{0}.json](../benchmarks/results/{0}.json)"
+    told = [f"{report.markdown(one, '##')}\n{links.format(one.name)}" for one in found]
+    return "\n\n".join([TOP, *told]) + "\n"
 
 
-def parts() -> Iterator[str]:
-    if latency := result("latency"):
-        yield from _latency(latency)
-    if handshake := result("handshake"):
-        yield _handshake(handshake)
-    for path in sorted(RESULTS.glob("search_*.json")):
-        yield from _search(result(path.stem) or {})
-    if compress := result("compress_qa"):
-        yield from _compress(compress)
-    if parity := result("compress_llmlingua_parity"):
-        yield _parity(parity)
+def parts(found: Sequence[Result]) -> Iterator[str]:
+    """README's paragraphs and tables."""
+    if rows := bars(found):
+        yield "**Bars** that were set before anything was measured:"
+        yield report.table(["what", "bar", "measured", ""], rows, text=4)
+    for one in found:
+        yield from _shown(one)
+    if found:
+        yield "Every arm, every metric and every paired test: [docs/measured.md](docs/measured.md)."
 
 
-def result(name: str) -> dict[str, Any] | None:
-    """A result file's content, or None where it has not been made."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; the first column is text, the others are figures."""
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _latency(found: dict[str, Any]) -> Iterator[str]:
-    retrieve, made = found["retrieve"], found["throughput"]
-    machine = found["environment"]
-    yield (
-        f"**A warm `retrieve`** (best {retrieve['depth']}, {retrieve['budget']:,} tokens, "
-        f"{found['indexing']['passages']:,} passages, {retrieve['n']} queries, "
-        f"{machine['processor']}, {machine['threads']} threads; "
-        "`benchmarks/latency.py`), milliseconds:"
-    )
-    bars = {"total": retrieve["bar_ms"]}
-    rows = [
-        [stage, f"{ms['p50']:,.0f}", f"{ms['p95']:,.0f}", _bar(bars.get(stage))] for stage, ms in retrieve["ms"].items()
+def bars(found: Sequence[Result]) -> list[list[str]]:
+    """What, bound, figure, met or missed: for each bar whose result is there."""
+    by_name = {one.name: one for one in found}
+    there = [(bar, bar.value(by_name[bar.result])) for bar in BARS if bar.result in by_name]
+    return [
+        [bar.what, bar.bound, report.figure(value), "met" if bar.met(value) else "**missed**"] for bar, value in there
     ]
-    yield table(["stage", "p50", "p95", "bar (p50, p95)"], rows)
-    yield (
-        "Every block was counted again: never above the budget. On average "
-        f"{retrieve['tokens_used_mean']:,.0f} tokens of it were used; evidence below the relevance floor never fills "
-        "it. Indexing pre-cut chunks runs at "
-        f"{made['ratio']:.2f} of the encoder's own throughput (bar "
-        f"{made['bar']}); parsing Markdown is apart, at {made['parsing_files_per_s']:,.0f} files a second."
-    )
 
 
-def _bar(bar: dict[str, float] | None) -> str:
-    return f"{bar['p50']:,.0f}, {bar['p95']:,.0f}" if bar else ""
+def _key(one: Result) -> str:
+    return one.name if one.name in VIEWS else one.kind
 
 
-def _handshake(found: dict[str, Any]) -> str:
-    legacy, auto = found["legacy"]["ratio"], found["auto"]["ratio"]
-    return (
-        f"**Handshake**: from spawn to initialized, {legacy:.2f} times (legacy clients) and {auto:.2f} times (current "
-        f"ones) what a bare server with one tool takes in the same run (bar {found['bar']}; `benchmarks/handshake.py`)."
-    )
+def _shown(one: Result) -> Iterator[str]:
+    """Its tables, the first one with what was measured on what, and below them the arms that failed."""
+    views = [view for view in VIEWS.get(_key(one), (View(one.title),)) if _names(one, view)]
+    for view in views:
+        first = view is views[0]
+        made = f"{_machine(one, views)}; `{one.command}`" if first else ""
+        yield f"**{view.claim}**{_on(one, view) if first or view.across == ('items',) else ''}{made}:"
+        if view.stages:
+            yield _stages(one)
+        else:
+            yield _across(one, view) if view.across else _plain(one, view, _names(one, view))
+    if views and (reasons := report.reasons(one.arms)):
+        yield reasons
 
 
-def _search(found: dict[str, Any]) -> Iterator[str]:
-    yield (
-        f"**Search and rerank** on `{found['data']}` ({found['queries']} queries, {found['passages']:,} passages; "
-        f"rerankers read the first {found['depth']} of {found['candidates']}; `benchmarks/search_quality.py`):"
-    )
+def _names(one: Result, view: View) -> list[str]:
+    return [name for name in report.metrics(one.arms) if any(fnmatch(name, pattern) for pattern in view.metrics)]
+
+
+def _on(one: Result, view: View) -> str:
+    """The data; sizes other than the collections' own are reached with synthetic data."""
+    real = [] if view.across == ("items",) else [report.sizes(data) for data in one.data if not data.synthetic]
+    if real:
+        return f" on {' and '.join(real)}"
+    return " on synthetic data: cost, not quality" if any(data.synthetic for data in one.data) else ""
+
+
+def _machine(one: Result, views: Sequence[View]) -> str:
+    """The machine, where time or memory was measured."""
+    shown = [name for view in views for name in _names(one, view)]
+    timed = any(name.endswith(("ms_p50", "_s", "_ms", "_mb", "s_per_query")) for name in shown)
+    return f"; {one.environment.get('processor')}, {one.environment.get('threads')} threads" if timed else ""
+
+
+def _stages(one: Result) -> str:
+    arms = [arm for arm in one.arms if _stage_names(arm)]
+    apart = report.varying(arms)
+    head = [
+        ", ".join([*(f"{key} {report.told(arm.settings[key])}" for key in apart), p]) for arm in arms for p in TIMES
+    ]
     rows = [
-        [name, f"{one['nDCG@10']:.3f}", f"{one['MRR@10']:.3f}", f"{one['vs_hybrid']['nDCG@10']:+.3f}",
-         f"{one['vs_hybrid']['p']:.3f}"]
-        for name, one in found["systems"].items()
-    ]  # fmt: skip
-    yield table(["system", "nDCG@10", "MRR@10", "against hybrid", "p"], rows)
+        [stage, *(report.figure(arm.metrics.get(f"{stage}_ms_{p}")) for arm in arms for p in TIMES)]
+        for stage in dict.fromkeys(name for arm in arms for name in _stage_names(arm))
+    ]
+    return report.table(["stage", *head], rows)
 
 
-def _compress(found: dict[str, Any]) -> Iterator[str]:
-    yield (
-        f"**Compression** on `{found['data']}`: the share of questions whose gold answer is still in the compressed "
-        "text, at a half and a quarter of the tokens (`benchmarks/compress_qa.py`):"
-    )
+def _stage_names(arm: Arm) -> list[str]:
+    return [name.removesuffix("_ms_p50") for name in arm.metrics if name.endswith("_ms_p50")]
+
+
+def _plain(one: Result, view: View, names: Sequence[str]) -> str:
+    """A row for each arm, a column for each setting that tells arms apart and for each metric."""
+    arms = [arm for arm in one.arms if any(name in arm.metrics for name in names)]
+    settings = report.varying(arms)
+    tests: dict[str, Comparison] = {}
+    for row in one.comparisons:
+        if row.metric == view.tested:
+            tests.setdefault(row.arm, row)
+    systems = {row.baseline.partition(" (")[0] for row in tests.values()}
+    tested = [f"{view.tested} against {' or '.join(sorted(systems))}", "p"] if tests else []
     rows = []
-    for name, arm in found["arms"].items():
-        two, four = arm["ratios"]["2"], arm["ratios"]["4"]
-        over = max(two["over_budget"], four["over_budget"])
-        rows.append([name, str(arm["n"]), f"{two['survived']:.3f}", f"{four['survived']:.3f}", f"{over:.0%}"])
-    yield table(["system", "n", "2×", "4×", "over budget"], rows)
+    for arm in arms:
+        row = [arm.system, *(report.told(arm.settings.get(key, "")) for key in settings)]
+        row += [report.figure(arm.metrics[name]) if name in arm.metrics else "" for name in names]
+        test = tests.get(arm.label)
+        row += [report.signed(test.difference), report.chance(test.p)] if test else [""] * len(tested)
+        rows.append(row)
+    return report.table(["system", *settings, *names, *tested], rows, text=1 + len(settings))
 
 
-def _parity(found: dict[str, Any]) -> str:
-    jobs = sum(mode["jobs"] for mode in found["modes"].values())
-    same = sum(mode["identical"] for mode in found["modes"].values())
-    return (
-        "**Parity**: our build of the `llmlingua` package on transformers 5 gave the same text as the untouched "
-        f"package on transformers {found['stock']['transformers']} in {same} of {jobs} jobs "
-        "(`benchmarks/llmlingua_parity.py`)."
+def _across(one: Result, view: View) -> str:
+    """A row for each system, a column for each size; an arm without a limit stands in every column."""
+    [metric] = view.metrics
+    arms = [arm for arm in one.arms if metric in arm.metrics or (_size(arm, view) and arm.status != "ok")]
+    columns = list(dict.fromkeys(size for arm in arms if (size := _size(arm, view))))
+    settings = [key for key in report.varying(arms) if key not in view.across]
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for arm in arms:
+        key = (arm.system, *(report.told(arm.settings.get(name, "")) for name in settings))
+        value = [report.figure(arm.metrics[metric])] if metric in arm.metrics else []
+        value += [arm.status] if arm.status != "ok" else []
+        size = _size(arm, view)
+        rows.setdefault(key, {}).update(dict.fromkeys([size] if size else columns, " ".join(value)))
+    return report.table(
+        ["system", *settings, *columns],
+        [[*key, *(cells.get(size, "") for size in columns)] for key, cells in rows.items()],
+        text=1 + len(settings),
     )
+
+
+def _size(arm: Arm, view: View) -> str:
+    """The column of an arm, `""` without one."""
+    return ", ".join(f"{key} {report.told(arm.settings[key])}" for key in view.across if key in arm.settings)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main(sys.argv[1:]))

@@ -6,8 +6,8 @@ vectors and, a quarter as much, lexical overlap. A passage pays for its frame (t
 stands one deviation lower and opens the passage; no other unit of it comes before. Without a query, units are wanted in
 reading order, the first of every passage before the second of any.
 
-Chosen on questions over many documents, meeting transcripts and scientific claims
-(`benchmarks/results/compress_choices.json`).
+Chosen on questions over many documents, meeting transcripts and scientific claims, the three kinds of question files
+that `benchmarks/prepare.py` makes: figures on those are figures on what was tuned on.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _coarse(query: str | None, evidence: Evidence) -> list[int]:
         return list(range(len(evidence.hits)))
     likely = _standard(np.array([hit.score for hit in evidence.hits], float))
     if query:
-        likely = likely + _standard(_bm25(query, [hit.item.text for hit in evidence.hits]))
+        likely = likely + _standard(bm25(query, [hit.item.text for hit in evidence.hits]))
     order = np.lexsort((np.arange(len(likely)), -likely))
     before = np.cumsum([0, *(evidence.tokens[n] for n in order)])[:-1]
     return sorted(int(n) for n in order[before < limit])
@@ -141,8 +141,8 @@ def _priorities(
     if not query:
         return scores - _standard(np.array([part.unit for part in parts], float)), set()
     texts = [hit.item.text for hit in evidence.hits]
-    own = _standard(_bm25(query, [evidence.text(part) for part in parts]))
-    passage = _standard(_bm25(query, texts)[of])
+    own = _standard(bm25(query, [evidence.text(part) for part in parts]))
+    passage = _standard(bm25(query, texts)[of])
     shown = np.array([not evidence.text(part) for part in parts], bool)
     below: set[int] = set()
     if relevance is not None:
@@ -215,7 +215,7 @@ def _terms(text: str) -> list[str]:
     return found
 
 
-def _bm25(query: str, texts: Sequence[str]) -> np.ndarray:
+def bm25(query: str, texts: Sequence[str]) -> np.ndarray:
     """BM25 of each text among `texts`, float64 (texts,)."""
     terms = set(_terms(query))
     lengths, counts = [], []

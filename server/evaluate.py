@@ -154,9 +154,9 @@ def _need_extra() -> None:
 
 
 def _command() -> str:
-    """The command line of this run, folders named by what they hold."""
-    words = [Path(word).name if Path(word).exists() and "/" in word else word for word in sys.argv[1:]]
-    return " ".join(["triptych", *words])
+    """The command line of this run, files and folders by their names alone."""
+    options = (word.partition("=") for word in sys.argv[1:])
+    return " ".join(["triptych", *(f"{Path(name).name}{sign}{Path(value).name}" for name, sign, value in options)])
 
 
 def _written(result: Result, out: Path) -> list[str]:

@@ -151,6 +151,24 @@ def test_cancelling_keeps_what_was_acknowledged(library: Triptych, docs: Path) -
     assert library.status().files == 33
 
 
+def test_cancelling_inside_a_file_says_nothing_of_the_file(library: Triptych, docs: Path) -> None:
+    from PIL import Image
+
+    library.index(docs)
+    Image.new("RGB", (64, 64), "white").save(docs / "ferry.txt", "PNG")
+    stop = threading.Event()
+
+    def on_step(done: int, total: int | None, what: str) -> None:
+        if what == "pages":
+            stop.set()
+
+    with pytest.raises(Cancelled), progress.reporting(on_step, cancelled=stop):
+        library.index(docs)
+    assert "docs/ferry.txt" in found(library, "ferry pier")
+    assert library.status().problems == []
+    assert library.index(docs).indexed == 1
+
+
 def test_a_second_writer_waits_its_turn(library: Triptych, docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from filelock import FileLock
 

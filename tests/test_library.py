@@ -108,6 +108,15 @@ def test_evidence_about_other_things_never_fills_the_budget(library: Triptych) -
     assert len(found.passages) + len(found.dropped) == library.settings.depth
 
 
+def test_the_only_hit_is_kept(tmp_home: Path, tmp_path: Path) -> None:
+    (tmp_path / "note.md").write_text("# Ferry\n\nThe ferry leaves at 14:15 on Thursdays.\n", "utf-8")
+    with Triptych("one", Settings.load(home=tmp_home)) as session:
+        session.index(tmp_path / "note.md")
+        found = session.retrieve("When does the ferry leave?", 400)
+    assert ["14:15" in passage.text for passage in found.passages] == [True]
+    assert found.dropped == []
+
+
 def test_k_beyond_the_library_gives_what_there_is(library: Triptych) -> None:
     found = library.search("seal", 100)
     assert 0 < len(found.hits) <= 100

@@ -58,7 +58,7 @@ class Plain(OfflineCompressor):
             input_ids, attention_mask = encoded["input_ids"], encoded["attention_mask"]
         past = past_key_values[0][0].shape[2] if past_key_values else 0
         end = min(input_ids.shape[1] if end is None else end, past + self.max_position_embeddings)
-        cache = DynamicCache()
+        cache: Any = DynamicCache()
         for layer, (keys, values) in enumerate(past_key_values or []):
             cache.update(keys, values, layer)
         with torch.no_grad():

@@ -11,18 +11,22 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from triptych import errors
 from triptych.manifests import doctor, registry, weights
 from triptych.server import cli, demo
+from triptych.server.evaluate import evaluation
 from triptych.tools import schemas
+from triptych.tools.evaluation import datasets
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DOCS = CHECKOUT / "docs"
 CLIENTS = CHECKOUT / "manifests" / "clients"
 README = (CHECKOUT / "README.md").read_text("utf-8")
 OUTPUT = (DOCS / "output.md").read_text("utf-8")
+EVALUATION = (DOCS / "evaluation.md").read_text("utf-8")
 PAGES = [CHECKOUT / "README.md", *sorted(DOCS.glob("*.md"))]
 
 BLOCK = re.compile(r"(?:<!-- (?P<mark>[a-z]+): (?P<name>\S+) -->\n)?```(?P<language>\w*)\n(?P<body>.*?)```\n", re.S)
@@ -75,8 +79,11 @@ def test_client_files_start_the_server(name: str) -> None:
 
 def parses(arguments: list[str]) -> bool:
     """Whether the command line understands `arguments` (nothing is run)."""
-    command = cli.cli.commands[arguments[0]]
-    with command.make_context(arguments[0], list(arguments[1:]), resilient_parsing=False):
+    command: click.Command = cli.cli
+    while isinstance(command, click.Group):
+        name, *arguments = arguments
+        command = command.commands[name]
+    with command.make_context(command.name, list(arguments), resilient_parsing=False):
         return True
 
 
@@ -106,6 +113,34 @@ def test_every_command_is_in_the_table() -> None:
     for command, row in re.findall(r"^\| `triptych (\w+)[^`]*` \| (.*) \|$", README, re.M):
         known = {option for parameter in cli.cli.commands[command].params for option in parameter.opts}
         assert set(re.findall(r"`(--?[a-z-]+)", row)) <= known, command
+
+
+def test_the_data_that_is_shown_can_be_read(tmp_path: Path) -> None:
+    shown = marked(EVALUATION, "data")
+    for name, body in shown.items():
+        (tmp_path / name).write_text(body, "utf-8")
+    data = datasets.collection(tmp_path)
+    assert datasets.run_file(tmp_path / "first.trec", data) == {"wind": [("boats-01", 1.5), ("power-03", 1.2)]}
+    [question] = datasets.questions(tmp_path / "questions.jsonl").rows
+    [(start, end)] = question.contexts[0].evidence
+    assert question.contexts[0].text[start:end] == "The turbine starts at 2.8 m/s."
+    assert set(shown) == {"corpus.jsonl", "queries.jsonl", "qrels.tsv", "questions.jsonl", "first.trec"}
+
+
+def test_every_option_of_the_evaluations_is_told() -> None:
+    told = set(re.findall(r"--[a-z][a-z-]*", EVALUATION))
+    known = {
+        option for command in evaluation.commands.values() for parameter in command.params for option in parameter.opts
+    }
+    assert told == {option for option in known if option.startswith("--")} - {"--home"}
+
+
+def test_every_metric_of_the_evaluations_is_told() -> None:
+    from triptych.tools.evaluation import compress, pipeline, ranking
+
+    told = set(re.findall(r"`([\w@]+)`", EVALUATION))
+    assert {*compress.KEPT, *pipeline.FATES} <= told
+    assert {re.sub(r"^(recall@).*", r"\1k", name) for name in ranking.METRICS} <= told
 
 
 def test_exit_codes_are_those_of_the_errors() -> None:

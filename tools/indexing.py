@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ..errors import Forbidden, MissingWeights, TriptychError, UnreadableFile
+from ..errors import Cancelled, Forbidden, MissingWeights, TimedOut, TriptychError, UnreadableFile
 from ..progress import step
 from ..retrievers.chunking import chunk
 from ..retrievers.filters import iso
@@ -128,6 +128,8 @@ class Indexing:
             document = read(file.path, file.uri, self._limits)
             items = _dated(chunk(document, row.content_hash), row.mtime_ns)
             yield _Read(self._remarked(replace(row, mime=document.mime), document), items)
+        except (Cancelled, TimedOut):  # says nothing of the file, whose passages stay as they are
+            raise
         except (TriptychError, OSError) as error:
             self._fail(row, error)
         except Exception as error:  # a reader's own fault must not stop the other files; it is reported by name

@@ -122,7 +122,8 @@ class Triptych:
             ranking = reranker.rank(asked, hits, Limits(depth=self.settings.rerank_depth))
         with clock.stage("compress"):
             note = self._note(collection, budget)
-            kept, below = op.above_floor(ranking.hits[:top], reranker.floor, self.settings.tokenizer)
+            floor = reranker.floor if ranking.calls else None  # a hit that nobody read has the first stage's score
+            kept, below = op.above_floor(ranking.hits[:top], floor, self.settings.tokenizer)
             frame = Budget(budget, self.settings.tokenizer, op.renderer(note, len(below)))
             refined = self.stages.refiner().refine(asked, kept, frame)
         return Evidence(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from ...retrievers.base import Hit, Item, Modality, Source
 from .result import DataInfo
 
 MEDIA: tuple[Modality, ...] = ("image", "audio", "video")
+MAX_GRADE = 1000
+"""trec_eval reserves memory for every grade up to the highest."""
 Span = tuple[int, int]
 Run = dict[str, list[tuple[str, float]]]
 """Query id → (passage id, score), best first."""
@@ -248,6 +251,8 @@ def _qrels(path: Path, passages: Mapping[str, Passage], queries: Mapping[str, As
             raise _wrong(path, number, f"has {len(cells)} columns instead of 3", "query id, passage id, grade")
         query, passage = cells[0].strip(), cells[1].strip()
         grade = _number(path, number, cells[2])
+        if not grade.is_integer() or abs(grade) > MAX_GRADE:
+            raise _wrong(path, number, f"has the grade `{cells[2]}`", f"Grades are whole numbers up to {MAX_GRADE:,}.")
         for what, key, known, file in (("query", query, queries, "queries"), ("passage", passage, passages, "corpus")):
             if key not in known:
                 raise _wrong(
@@ -269,12 +274,14 @@ def _existing(folder: Path, *names: str) -> Path:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines that are not blank, numbered from 1."""
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:  # a byte-order mark is no part of the first id
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, line.rstrip("\r\n")
     except UnicodeDecodeError:
         raise BadInput(f"`{path.name}` is not UTF-8.", "Convert it to UTF-8.") from None
+    except OSError as error:
+        raise BadInput(f"`{path.name}` cannot be read: {error.strerror}.", "Check the file's permissions.") from None
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -302,7 +309,10 @@ def _id(path: Path, number: int, row: Mapping[str, Any]) -> str:
     found = row.get("id", row.get("_id"))
     if not isinstance(found, str | int) or isinstance(found, bool) or not str(found).strip():
         raise _wrong(path, number, "has no id", 'Give every row an "id" (or "_id").')
-    return str(found)
+    key = str(found)
+    if "\0" in key or not _is_unicode(key):  # trec_eval's C code cuts an id at the first and crashes on the second
+        raise _wrong(path, number, f"has the id `{key!a}`", "Ids are valid Unicode without NUL.")
+    return key
 
 
 def _text(path: Path, number: int, row: Mapping[str, Any], key: str, *, needed: bool) -> str:
@@ -311,23 +321,40 @@ def _text(path: Path, number: int, row: Mapping[str, Any], key: str, *, needed: 
         return ""
     if not isinstance(found, str):
         raise _wrong(path, number, f"has no `{key}`", f'Give every row a text "{key}".')
+    if not _is_unicode(found):
+        raise _wrong(path, number, f"has half a character (a lone surrogate) in `{key}`", "Write it as valid Unicode.")
     return found
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _media(path: Path, number: int, folder: Path, name: str) -> Path:
-    found = (folder / name).resolve()
+    try:
+        found = (folder / name).resolve()
+        is_file = found.is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or with NUL in it
+        raise _wrong(path, number, f"names the media file `{name[:80]!a}`", "Give a path in the folder.") from None
     if not found.is_relative_to(folder.resolve()):
         raise _wrong(path, number, f"names the media file `{name}`, outside the folder", "Keep media inside it.")
-    if not found.is_file():
+    if not is_file:
         raise _wrong(path, number, f"names the media file `{name}`, which is not there", "Add it, or drop the row.")
     return found
 
 
 def _number(path: Path, number: int, text: str) -> float:
     try:
-        return float(text)
+        found = float(text)
     except ValueError:
-        raise _wrong(path, number, f"has `{text}` where a number belongs", "Give a number.") from None
+        found = math.nan
+    if not math.isfinite(found):
+        raise _wrong(path, number, f"has `{text}` where a number belongs", "Give a finite number.")
+    return found
 
 
 def _wrong(path: Path, number: int, what: str, hint: str) -> BadInput:

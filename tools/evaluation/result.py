@@ -7,6 +7,7 @@ reason; none is left out.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -145,6 +146,21 @@ class Result(_Part):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise BadInput(f"`{path.name}` is no result: {where}: {first['msg']}.", "Make it again.") from None
+
+
+def file_name(*words: str) -> str:
+    """The name of a result made of `words`, such as its kind and its data's name.
+
+    A word without an ASCII letter or digit is told by its hash.
+
+    >>> file_name("rerank", "trec_dl19", "run.bm25")
+    'rerank_trec_dl19_run_bm25'
+    """
+    plain = ["_".join(re.findall(r"[a-z0-9]+", word.lower())) for word in words]
+    return "_".join(
+        told or hashlib.sha256(word.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+        for told, word in zip(plain, words, strict=True)
+    )
 
 
 def _rounded(value: Any) -> Any:

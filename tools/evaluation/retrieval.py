@@ -1,0 +1,320 @@
+"""How well passages are found: first stages side by side, and rerankers on the hits of the first one.
+
+Every arm works for itself, with models and caches of its own, so that what one has read does not make the next look
+fast; only the hits of the first one are handed on to the rerankers. Stores are temporary and always Milvus Lite, on
+whatever server the product's libraries are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ... import progress
+from ...errors import BadInput, UnknownSystem, Unsupported
+from ...manifests.registry import Card, card
+from ...rerankers.base import Limits, Reranker
+from ...retrievers.base import Encoder, Hit, Item, Query, Route, Source
+from ...retrievers.loading import dtype
+from ...retrievers.stores.milvus import MilvusStore, batched
+from ...retrievers.text.hybrid import Hybrid
+from ...settings import Settings
+from ..stages import Stages
+from . import compare, ranking
+from .environment import environment
+from .passages import Corpus, corpus
+from .result import Arm, Result, file_name
+
+if TYPE_CHECKING:
+    from .datasets import Collection
+
+HITS = 100
+"""Passages per query that a first stage gives."""
+KEPT = (*ranking.COMPARED, "recall@100")
+"""Metrics whose values per query stand in the result."""
+PACKAGES = ("ir-measures", "pytrec-eval-terrier")
+WARM = "warm"
+_BATCH = 256
+
+
+class Searching(Protocol):
+    """What a first stage can do."""
+
+    def add(self, items: Sequence[Item]) -> None: ...
+
+    def search(self, query: Query, k: int) -> list[Hit]: ...
+
+
+@dataclass(frozen=True)
+class FirstStage:
+    """What `--retriever NAME` stands for.
+
+    Attributes:
+        system: its card; a profile's first stage is the hybrid retriever.
+        settings: those that its models are loaded with.
+    """
+
+    name: str
+    system: Card
+    settings: Settings
+    is_profile: bool = False
+
+    @classmethod
+    def named(cls, name: str, settings: Settings) -> FirstStage:
+        """The retriever or encoder `name`, else the first stage of the profile `name`.
+
+        Raises:
+            UnknownSystem: it is neither.
+        """
+        try:
+            return cls(name, card(name, "retriever"), settings)
+        except UnknownSystem as unknown:
+            try:
+                own = settings if name == settings.profile else Settings.load(name, home=settings.home)
+            except BadInput as error:
+                raise UnknownSystem(
+                    f"`{name}` is neither a retriever nor a profile.",
+                    f"As a retriever: {unknown.hint} As a profile: {error.message} {error.hint}",
+                ) from None
+        return cls(name, card("hybrid", "retriever"), own, is_profile=True)
+
+    @contextmanager
+    def opened(self, stages: Stages) -> Iterator[Searching]:
+        """Empty, with its models loaded.
+
+        Raises:
+            MissingWeights: a model is not on this machine (a profile does without its encoder, and `stages` says so).
+            Unsupported: an encoder whose vectors no store holds.
+        """
+        kind = self.system.resolve()
+        if not self.is_profile and not issubclass(kind, Encoder):
+            yield kind.load(self.system, stages)
+            return
+        encoder = stages.encoder_or_none() if self.is_profile else kind.load(self.system, stages)
+        if encoder is not None and encoder.space.kind != "dense":
+            raise Unsupported(f"`{self.name}` has {encoder.space.kind} vectors.", "Choose a dense encoder.")
+        spaces = [] if encoder is None else [encoder.space]
+        with TemporaryDirectory(prefix="triptych-") as scratch, MilvusStore(Path(scratch), spaces) as store:
+            yield Hybrid(store, encoder) if self.is_profile or encoder is None else Dense(store, encoder)
+
+
+class Dense:
+    """One encoder's vectors alone, over `store`."""
+
+    def __init__(self, store: MilvusStore, encoder: Encoder) -> None:
+        self.store = store
+        self.encoder = encoder
+
+    def add(self, items: Sequence[Item]) -> None:
+        for done, part in enumerate(batched(items, _BATCH)):
+            progress.step(done * _BATCH, len(items), "passages")
+            self.store.upsert(part, {self.encoder.space.name: self.encoder.encode(part, "document")})
+
+    def search(self, query: Query, k: int) -> list[Hit]:
+        [vector] = self.encoder.encode([query], "query")
+        return self.store.search([Route(self.encoder.space, vector=vector)], k)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a first stage found.
+
+    Attributes:
+        hits: query id → (item id, score), best first.
+        ms: query id → milliseconds.
+        index_s: seconds of encoding and storing all items, with the models loaded.
+    """
+
+    hits: Mapping[str, Sequence[tuple[str, float]]]
+    ms: Mapping[str, float]
+    index_s: float
+
+
+def evaluate(
+    collection: Collection,
+    retrievers: Sequence[str],
+    rerankers: Sequence[str],
+    *,
+    settings: Settings,
+    seed: int,
+    command: str,
+) -> Result:
+    """One arm for each of `retrievers`, and one for each of `rerankers` on the first one's hits.
+
+    Args:
+        retrievers: ids of retrievers, of encoders (their vectors alone) or names of profiles (their first stage).
+        rerankers: ids; each reads the first `settings.rerank_depth` hits.
+
+    Raises:
+        UnknownSystem: a name that nothing has.
+        BadInput: no passage holds anything that one of the systems reads.
+        MissingWeights: a model is not on this machine.
+        Unsupported: a query that a system cannot do.
+    """
+    if not retrievers:
+        raise BadInput("No retriever is given.", "Name a retriever or a profile.")
+    asked = [FirstStage.named(name, settings) for name in dict.fromkeys(retrievers)]
+    orders = [card(name, "reranker") for name in dict.fromkeys(rerankers)]
+    library = corpus(collection)
+    for name, system in [*((stage.name, stage.system) for stage in asked), *((system.id, system) for system in orders)]:
+        library.check(name, system.modalities)
+    first, notes = search(asked[0], library, collection)
+    arms = [_searched(asked[0], first, library, collection)]
+    for stage in asked[1:]:
+        found, said = search(stage, library, collection)
+        arms.append(_searched(stage, found, library, collection))
+        notes += said
+    for system in orders:
+        arms.append(_reranked(asked[0], system, first, library, collection, settings))
+    return Result(
+        name=file_name("retrieval", collection.info.name),
+        kind="retrieval",
+        title=f"Retrieval on {collection.info.name}",
+        command=command,
+        seed=seed,
+        data=(collection.info,),
+        environment=environment(PACKAGES, precision_of(settings)),
+        arms=tuple(arms),
+        comparisons=tuple(compare.against(arms, arms[0], ranking.COMPARED, seed)),
+        notes=(*_about(settings, asked, orders), *library.notes(), *notes),
+    )
+
+
+def search(stage: FirstStage, library: Corpus, collection: Collection) -> tuple[Found, list[str]]:
+    """Index `library` and ask every query of `collection`; and what a reader must know of how it went."""
+    stages = Stages(stage.settings)
+    hits: dict[str, list[tuple[str, float]]] = {}
+    ms: dict[str, float] = {}
+    with stage.opened(stages) as retriever:
+        start = time.perf_counter()
+        retriever.add(library.items)
+        _settle(retriever)
+        index_s = time.perf_counter() - start
+        retriever.search(Query(WARM), 1)
+        for done, asked in enumerate(collection.queries.values()):
+            progress.step(done, len(collection.queries), f"queries, {stage.name}")
+            start = time.perf_counter()
+            hits[asked.id] = _best(retriever, Query(asked.text), library)
+            ms[asked.id] = 1000 * (time.perf_counter() - start)
+        said = list(_said(stage, stages, retriever, hits, collection))
+    return Found(hits, ms, index_s), said
+
+
+def prepared(system: Card, settings: Settings) -> Reranker:
+    """A reranker with models and caches of its own, used once.
+
+    Raises:
+        MissingWeights: a model is not on this machine.
+    """
+    made = Stages(settings).reranker(system.id)
+    made.rank(Query(WARM), [Hit(Item(f"warm-{n}", WARM, Source("")), 1.0 - n) for n in range(2)])
+    return made
+
+
+def precision_of(settings: Settings) -> str:
+    """What models compute in under `settings`."""
+    return str(dtype(settings.precision)).removeprefix("torch.")
+
+
+def _best(retriever: Searching, query: Query, library: Corpus) -> list[tuple[str, float]]:
+    """Item ids and scores of `HITS` passages, or of as many as it finds; several items may be one passage's."""
+    k = HITS
+    while True:
+        hits = [(hit.item.id, hit.score) for hit in retriever.search(query, k)]
+        if len(hits) < k or len(library.passages([key for key, _ in hits])) >= HITS:
+            return hits
+        k *= 2
+
+
+def _settle(retriever: Searching) -> None:
+    """As after `triptych index`: rows that wait in Milvus Lite's log would slow down every query."""
+    store = getattr(retriever, "store", None)
+    if isinstance(store, MilvusStore):
+        store.flush()
+
+
+def _searched(stage: FirstStage, found: Found, library: Corpus, collection: Collection) -> Arm:
+    ranked = {query: [key for key, _ in hits] for query, hits in found.hits.items()}
+    values = _values(ranked, library, collection)
+    return Arm(
+        system=stage.name,
+        metrics={**ranking.means(values), **_times(found.ms), "index_s": found.index_s},
+        per_query=_kept(values),
+    )
+
+
+def _reranked(
+    stage: FirstStage, system: Card, first: Found, library: Corpus, collection: Collection, settings: Settings
+) -> Arm:
+    """`system` on the hits of `stage`; the time of a query is that of both."""
+    reranker = prepared(system, settings)
+    items = {item.id: item for item in library.items}
+    ranked: dict[str, list[str]] = {}
+    ms: dict[str, float] = {}
+    for done, (query, pairs) in enumerate(first.hits.items()):
+        progress.step(done, len(first.hits), f"queries, {system.id}")
+        hits = [Hit(items[key], score) for key, score in pairs]
+        start = time.perf_counter()
+        order = reranker.rank(Query(collection.queries[query].text), hits, Limits(depth=settings.rerank_depth))
+        ms[query] = 1000 * (time.perf_counter() - start)
+        ranked[query] = [hit.item.id for hit in order.hits]
+    values = _values(ranked, library, collection)
+    both = {query: first.ms[query] + spent for query, spent in ms.items()}
+    return Arm(
+        system=f"{stage.name} + {system.id}",
+        metrics={**ranking.means(values), **_times(both), **_times(ms, "rerank_ms")},
+        per_query=_kept(values),
+    )
+
+
+def _values(
+    ranked: Mapping[str, Sequence[str]], library: Corpus, collection: Collection
+) -> dict[str, dict[str, float]]:
+    """All metrics per query, of item ids per query."""
+    found = {query: library.passages(keys)[:HITS] for query, keys in ranked.items()}
+    return ranking.per_query(collection.qrels, found)
+
+
+def _kept(values: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    return {name: dict(values[name]) for name in KEPT}
+
+
+def _times(ms: Mapping[str, float], name: str = "ms") -> dict[str, float]:
+    low, high = np.percentile(list(ms.values()), (50, 95))
+    return {f"{name}_p50": float(low), f"{name}_p95": float(high)}
+
+
+def _about(settings: Settings, stages: Sequence[FirstStage], orders: Sequence[Card]) -> Iterator[str]:
+    yield f"Up to {HITS} passages per query; a query without any counts 0. Grades from 1 upwards are relevant."
+    if orders:
+        yield (
+            f"Rerankers read the first {settings.rerank_depth} hits of `{stages[0].name}`; their ms are those of both "
+            "stages, rerank_ms those of the reranker alone."
+        )
+    if settings.store_uri:
+        yield "Measured with Milvus Lite, not with the server that the settings name."
+
+
+def _said(
+    stage: FirstStage, stages: Stages, retriever: Searching, hits: Mapping[str, Sequence[Any]], data: Collection
+) -> Iterator[str]:
+    """What a reader must know of how one first stage went."""
+    if missing := stages.note():
+        yield f"`{stage.name}`: {missing}"
+    encoder = getattr(retriever, "encoder", None)
+    unread = sum(not encoder.reads(Query(one.text)) for one in data.queries.values()) if encoder is not None else 0
+    if unread:
+        how = "searched all the same" if isinstance(retriever, Dense) else "searched by their words alone"
+        yield (
+            f"`{stage.name}`: {unread:,} of {len(data.queries):,} queries are in a script that its encoder cannot "
+            f"read, and were {how}."
+        )
+    if empty := sum(not found for found in hits.values()):
+        yield f"`{stage.name}` found nothing for {empty:,} of {len(hits):,} queries."
