@@ -78,7 +78,7 @@ class Track:
         """When a packet or frame is due, None where it does not say."""
         if timed.pts is None or timed.time_base is None:
             return None
-        return max(0.0, timed.pts * float(timed.time_base) - self.zero_s)
+        return max(0.0, float(timed.pts) * float(timed.time_base) - self.zero_s)
 
     def tried(self, work: Callable[[], _Made], otherwise: _Made) -> _Made:
         """What `work` makes; `otherwise` where it trips over damage, which is remembered."""
