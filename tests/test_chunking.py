@@ -296,7 +296,8 @@ def test_passages_cover_every_visible_character_once(texts: list[str], limit: in
     sections = [Section(text, headings=("H",) * (n % 2)) for n, text in enumerate(texts)]
     whole = "".join(texts)
     edges = graphemes(whole)
-    assume({sum(map(len, texts[:n])) for n in range(len(texts))} <= edges)  # readers begin sections with whole characters
+    # readers begin sections with whole characters
+    assume({sum(map(len, texts[:n])) for n in range(len(texts))} <= edges)
     items = chunk(document(*sections), "hash", limit)
     covered = [0] * len(whole)
     for item in items:
