@@ -1,4 +1,4 @@
-# make demo | test | check | dist | bench | results | weights | clean
+# make demo | test | test-milvus | check | dist | bench | results | weights | clean
 # PYTHON picks the interpreter that makes .venv; TRIPTYCH_HOME is where weights and libraries of this checkout live.
 
 PYTHON ?= python3
@@ -8,7 +8,10 @@ PULL := $(VENV)/bin/triptych pull embedded
 export TRIPTYCH_HOME ?= $(CURDIR)/.triptych
 export MYPYPATH := .types
 
-.PHONY: demo test check dist bench results weights clean
+MILVUS_VERSION := 2.3.5
+export MILVUS_ENV ?= $(CURDIR)/.cache/milvus-$(MILVUS_VERSION)
+
+.PHONY: demo test test-milvus check dist bench results weights clean
 
 demo: $(VENV)/.installed-mcp
 	$(PULL)
@@ -17,6 +20,12 @@ demo: $(VENV)/.installed-mcp
 test: $(VENV)/.installed-test,check
 	$(PULL)
 	$(PY) -m pytest
+
+# The store on a real, old Milvus server and on a newer one over TCP. The server listens on all interfaces, so the tests
+# run in a network of their own where that is allowed.
+test-milvus: $(VENV)/.installed-test,check $(MILVUS_ENV)/.installed
+	$(PULL)
+	$(PY) .ci/alone.py $(PY) -m pytest -m milvus tests/test_store_servers.py
 
 check: $(VENV)/.installed-test,check
 	mkdir -p .types && ln -sfn .. .types/triptych
@@ -45,6 +54,12 @@ results: $(VENV)/.installed-mcp
 clean:
 	rm -rf build dist .types .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(MILVUS_ENV)/.installed:
+	test -x $(MILVUS_ENV)/bin/python || $(PYTHON) -m venv $(MILVUS_ENV)
+	$(MILVUS_ENV)/bin/python -m pip install --disable-pip-version-check milvus==$(MILVUS_VERSION) || \
+	  { echo "Milvus $(MILVUS_VERSION) cannot be installed here. Only make test-milvus needs it." >&2; exit 1; }
+	touch $@
 
 # One stamp for each set of extras: a second run installs nothing until pyproject.toml changes.
 $(VENV)/.installed-%: pyproject.toml

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -31,7 +31,9 @@ class Settings:
         profile: the profile these settings came from.
         encoder, reranker, refiner: system ids (see `triptych systems`), `"none"` where a stage is off.
         lm: the weights of the small language model that perplexity systems use.
+        speech: the weights that recognise speech in sound and video.
         store_uri: `""` for Milvus Lite inside the library's folder, else the URI of a Milvus server.
+        store_token: `user:password` or the key that this server asks for; never shown, logged or written.
         tokenizer: what budgets are counted in.
         max_tokens, max_tokens_cap: default and largest budget of tools that return evidence.
         depth: how many hits are searched; the first `rerank_depth` of them are reranked.
@@ -46,7 +48,9 @@ class Settings:
     reranker: str = "maxsim"
     refiner: str = "llmlingua"
     lm: str = "smollm2_135m_instruct"
+    speech: str = "moonshine_tiny_en"
     store_uri: str = ""
+    store_token: str = field(default="", repr=False)
     tokenizer: str = "o200k_base"
     max_tokens: int = 6000
     max_tokens_cap: int = 20000
@@ -123,12 +127,12 @@ def _of_quality(profile: Mapping[str, Any], laid_over: Mapping[str, Any]) -> dic
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    names = {field.name for field in fields(Settings)} - {"home", "profile"}
+    names = {one.name for one in fields(Settings)} - {"home", "profile"}
     return {name: environ[f"TRIPTYCH_{name.upper()}"] for name in names if environ.get(f"TRIPTYCH_{name.upper()}")}
 
 
 def _typed(name: str, value: Any) -> Any:
-    known = [field.name for field in fields(Settings)]
+    known = [one.name for one in fields(Settings)]
     if name not in known:
         near = get_close_matches(name, known, n=1)
         raise BadInput(f"Unknown setting `{name}`.", f"Did you mean `{near[0]}`?" if near else "")

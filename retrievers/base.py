@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from .filters import Filter
+
 Modality = Literal["text", "page", "image", "audio", "video"]
 MODALITIES: tuple[Modality, ...] = ("text", "page", "image", "audio", "video")
 Side = Literal["query", "document"]
@@ -60,7 +62,8 @@ class Item:
 
     `title` (document title), `headings` (list of section titles above the text), `document` (id of its document),
     `ordinal` (position in the document, from 0), `mime`, `lines` (list of `[start, end, x0, y0, x1, y1]`: where on
-    the page the characters `text[start:end]` stand), `stripped` (invisible characters removed when it was read).
+    the page the characters `text[start:end]` stand), `stripped` (invisible characters removed when it was read),
+    `modified` (when the file was last changed before it was read: UTC, `2024-05-01T08:00:30Z`).
     """
 
     id: str
@@ -102,12 +105,14 @@ class Where:
         documents: document ids (`item.meta["document"]`).
         modalities: modalities.
         uri_prefix: start of `source.uri`.
+        filter: anything else, see `filters`.
     """
 
     ids: tuple[str, ...] = ()
     documents: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
     uri_prefix: str = ""
+    filter: Filter | None = None
 
 
 @dataclass(frozen=True)
@@ -136,12 +141,19 @@ class Route:
 
 @dataclass(frozen=True)
 class StoreStats:
-    """What a store holds."""
+    """What a store holds.
+
+    Attributes:
+        version: the backend's own.
+        can: what the backend was seen to do, of `sparse`, `hybrid`, `multi_vector`.
+    """
 
     items: int
     by_modality: Mapping[str, int]
     spaces: tuple[str, ...]
     backend: str
+    version: str = ""
+    can: tuple[str, ...] = ()
 
 
 class Encoder(ABC):

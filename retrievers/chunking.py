@@ -91,12 +91,16 @@ def chunk(document: Document, content_hash: str, limit: int = CHUNK_PIECES) -> l
     left out.
     """
     items: list[Item] = []
-    for _, group in groupby(document.sections, key=lambda s: (s.page, s.modality, s.start_s, s.end_s)):
+    before, page = 0, None  # characters of the same page (or document) in the runs before this one
+    for key, group in groupby(document.sections, key=lambda s: (s.page, s.modality, s.start_s, s.end_s)):
         progress.step(len(items), None, "passages")
         run = _Run(list(group))
+        before, page = (before if key[0] == page else 0), key[0]
         items += [
-            _item(document, content_hash, len(items) + n, run, span) for n, span in enumerate(run.passages(limit))
+            _item(document, content_hash, len(items) + n, run, span, before)
+            for n, span in enumerate(run.passages(limit))
         ]
+        before += len(run.text)
     return items
 
 
@@ -200,7 +204,7 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     return start, stop + 1 if stop < end and _PREPENDED.match(text, stop - 1) else stop
 
 
-def _item(document: Document, content_hash: str, ordinal: int, run: _Run, span: tuple[int, int]) -> Item:
+def _item(document: Document, content_hash: str, ordinal: int, run: _Run, span: tuple[int, int], before: int) -> Item:
     start, end = span
     first = run.sections[0]
     inside = run.sections[run.section_at(start) : run.section_at(end - 1) + 1]
@@ -212,13 +216,24 @@ def _item(document: Document, content_hash: str, ordinal: int, run: _Run, span: 
         "ordinal": ordinal,
         "mime": document.mime,
         "stripped": document.meta.get("stripped", 0),
-        **first.meta,
+        **_place(run, inside, start, end),
     }
     if lines:
         meta["lines"] = lines
-    source = Source(document.uri, start, end, first.page, _around(lines), first.start_s, first.end_s)
+    source = Source(document.uri, before + start, before + end, first.page, _around(lines), first.start_s, first.end_s)
     id = passage_id(document.uri, content_hash, ordinal)
     return Item(id, run.text[start:end], source, first.modality, first.media, meta)
+
+
+def _place(run: _Run, inside: Sequence[Section], start: int, end: int) -> dict[str, Any]:
+    """The `meta` of the section where the passage begins; rows and lines are those of the passage."""
+    meta = dict(inside[0].meta)
+    if "rows" in meta:
+        meta["rows"] = [meta["rows"][0], inside[-1].meta.get("rows", meta["rows"])[1]]
+    if "line" in meta:
+        meta["line"] += run.text.count("\n", run.starts[run.section_at(start)], start)
+        meta["last_line"] = meta["line"] + run.text.count("\n", start, end)
+    return meta
 
 
 def _shared(paths: Sequence[Sequence[str]]) -> list[str]:

@@ -1,6 +1,10 @@
-"""Reciprocal rank fusion of lists that no single store can fuse: hits of several collections or several systems.
+"""Fusion of lists that no single store can fuse: hits of several collections, of several systems, of an old server.
 
-Cormack, Clarke and Buettcher 2009, doi:10.1145/1571941.1572114. Inside one collection Milvus does the same.
+By ranks: Cormack, Clarke and Buettcher 2009, doi:10.1145/1571941.1572114; inside one collection Milvus does the same.
+By weighted scores: Bruch, Gai and Ingber 2023, doi:10.1145/3596512, each score as a share of the way from the least
+that its route can give to the best that it gave. That is ours on every backend, because they scale scores differently:
+Milvus by a fixed curve, Milvus Lite between the least and the best score of a list, so that what stands at the end of
+a long list counts for nothing and a small k is not the head of a large one.
 """
 
 from __future__ import annotations
@@ -11,11 +15,12 @@ from ..errors import BadInput
 from .base import Hit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from .base import Item
+    from collections.abc import Mapping, Sequence
 
 RRF_K = 60
+
+Ranked = list[tuple[str, float]]
+"""Ids with their scores, best first."""
 
 
 def rrf(lists: Sequence[Sequence[Hit]], k: int = RRF_K, weights: Sequence[float] | None = None) -> list[Hit]:
@@ -30,11 +35,39 @@ def rrf(lists: Sequence[Sequence[Hit]], k: int = RRF_K, weights: Sequence[float]
         raise BadInput(f"The constant of rank fusion is `{k}`.", "Use 0 or more; 60 is usual.")
     if weights is not None and len(weights) != len(lists):
         raise BadInput(f"There are `{len(weights)}` weights for {len(lists)} lists.", "Give one for each.")
+    items = {hit.item.id: hit.item for hits in reversed(lists) for hit in hits}
+    ranked = by_rank([[hit.item.id for hit in hits] for hits in lists], k, weights)
+    return [Hit(items[id_], score) for id_, score in ranked]
+
+
+def by_rank(lists: Sequence[Sequence[str]], k: int = RRF_K, weights: Sequence[float] | None = None) -> Ranked:
+    """As `rrf`, of ids."""
     scores: dict[str, float] = {}
-    items: dict[str, Item] = {}
-    for n, hits in enumerate(lists):
-        for rank, hit in enumerate(hits, start=1):
-            items.setdefault(hit.item.id, hit.item)
-            scores[hit.item.id] = scores.get(hit.item.id, 0.0) + (weights[n] if weights else 1.0) / (k + rank)
-    ranked = sorted(scores, key=lambda id_: (-scores[id_], id_))
-    return [Hit(items[id_], scores[id_]) for id_ in ranked]
+    for n, ids in enumerate(lists):
+        for rank, id_ in enumerate(ids, start=1):
+            scores[id_] = scores.get(id_, 0.0) + (weights[n] if weights else 1.0) / (k + rank)
+    return best_first(scores)
+
+
+def by_score(lists: Sequence[Ranked], weights: Sequence[float], least: Sequence[float]) -> Ranked:
+    """All ids of `lists` (each best first) by the weighted sum of their scaled scores, best first, ties by id.
+
+    A score s of a list whose best is b is worth (s - least) / (b - least), from 0 to 1; an id that a list lacks gets 0
+    from it, and so does a score below `least`.
+
+    Args:
+        weights: one for each list.
+        least: the lowest score that each list's route can give: -1 for a cosine, 0 for BM25.
+    """
+    scores: dict[str, float] = {}
+    for ranked, weight, floor in zip(lists, weights, least, strict=True):
+        span = max((score for _, score in ranked), default=floor) - floor
+        for id_, score in ranked:
+            share = max(0.0, score - floor) / span if span > 0 else 0.0
+            scores[id_] = scores.get(id_, 0.0) + weight * share
+    return best_first(scores)
+
+
+def best_first(scores: Mapping[str, float]) -> Ranked:
+    """By score, ties by id."""
+    return sorted(scores.items(), key=lambda row: (-row[1], row[0]))

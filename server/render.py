@@ -71,7 +71,7 @@ def indexed(to: Console, result: IndexOut) -> None:
         f"{result.removed:,} removed; {result.items:,} passages in all"
     )
     for problem in result.problems:
-        to.print(f"not indexed: {problem.uri}: {problem.message} {problem.hint}".rstrip(), style="yellow")
+        to.print(f"problem: {problem.message} {problem.hint}".rstrip(), style="yellow")
     _footer(to, result.ms, None)
 
 
@@ -91,7 +91,7 @@ def status(to: Console, result: StatusOut) -> None:
     for title, values in (("store", result.store), ("profile", result.profile), ("models", result.models)):
         to.print(f"{title}: " + (", ".join(f"{key} {value}" for key, value in values.items()) or "none loaded"))
     for problem in result.problems:
-        to.print(f"not indexed: {problem.uri}: {problem.message} {problem.hint}".rstrip(), style="yellow")
+        to.print(f"problem: {problem.message} {problem.hint}".rstrip(), style="yellow")
     if not result.healthy:
         to.print("The library is damaged: run `triptych index --rebuild`.", style="red")
     _note(to, result.note)

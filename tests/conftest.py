@@ -20,6 +20,19 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "milvus: needs the server that `make test-milvus` installs")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `milvus` run only when they are asked for: `-m milvus`."""
+    if not config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("milvus")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 hypothesis.settings.register_profile("suite", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("suite")
 

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from triptych.errors import BadInput, StoreError
 from triptych.retrievers.base import Hit, Item, MediaRef, Modality, Query, Route, Source, Space, Where
-from triptych.retrievers.fusion import rrf
+from triptych.retrievers.filters import filter_of
+from triptych.retrievers.fusion import by_score, rrf
 from triptych.retrievers.stores import lexicon, lite
 from triptych.retrievers.stores.filters import expression
 from triptych.retrievers.stores.milvus import LEXICAL, LITE, MilvusStore
@@ -247,8 +248,9 @@ def matches(one: Item, where: Where) -> bool:
 
 def test_deleting_everything_by_mistake(store: MilvusStore) -> None:
     store.upsert([item("a", "cat")], {})
-    with pytest.raises(BadInput):
-        store.delete(Where())
+    for everything in (Where(), Where(filter=filter_of({}))):
+        with pytest.raises(BadInput):
+            store.delete(everything)
     assert store.count() == 1
 
 
@@ -414,6 +416,7 @@ def test_counts_are_exact(store: MilvusStore) -> None:
     store.upsert([item("i0", "dog", document="text")], {})
     stats = store.stats()
     assert (stats.items, stats.backend, stats.spaces) == (4, "milvus-lite", ("lexical", "tiny"))
+    assert (stats.version.partition("-")[0], stats.can) == ("milvus_lite", ("sparse", "hybrid"))
     assert dict(stats.by_modality) == Counter(kinds)
     assert store.per_document() == Counter(kinds)
     assert sorted(one.id for one in store.items(Where(modalities=("page",)))) == ["i1", "i2"]
@@ -459,8 +462,16 @@ def test_another_encoder_is_refused_and_may_begin_anew(tmp_path: Path) -> None:
     other.close()
 
 
-@pytest.mark.parametrize("content", ['{"format": 99, "collection": "x", "spaces": []}', "{", "[]", "\0"])
-def test_a_newer_or_damaged_description(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"format": 99, "collection": "x", "spaces": []}',
+        '{"format": 1, "collection": "x", "spaces": []}',
+        '{"format": 2, "collection": "x", "spaces": []}',
+        *("{", "[]", "\0"),
+    ],
+)
+def test_another_or_damaged_description(tmp_path: Path, content: str) -> None:
     (tmp_path / "store.json").write_text(content)
     made = MilvusStore(tmp_path, [DENSE])
     with pytest.raises(StoreError, match="--rebuild"):
@@ -830,3 +841,12 @@ def test_ranks_of_several_lists() -> None:
         rrf([first], weights=[1.0, 2.0])
     with pytest.raises(BadInput):
         rrf([first], k=-1)
+
+
+def test_weighted_scores_are_shares_of_the_way_from_the_least_to_the_best() -> None:
+    words, meaning = [("a", 8.0), ("b", 2.0)], [("c", 0.6), ("a", 0.2), ("d", -1.0)]
+    fused = by_score([words, meaning], [0.25, 0.75], [0.0, -1.0])
+    assert dict(fused) == pytest.approx({"a": 0.25 + 0.75 * 1.2 / 1.6, "b": 0.25 / 4, "c": 0.75, "d": 0.0})
+    assert [id_ for id_, _ in fused] == ["a", "c", "b", "d"]
+    assert by_score([[("b", 3.0), ("a", 3.0)], []], [1.0, 1.0], [0.0, 0.0]) == [("a", 1.0), ("b", 1.0)]
+    assert by_score([[("a", -0.5)]], [1.0], [0.0]) == [("a", 0.0)]

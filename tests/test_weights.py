@@ -14,6 +14,7 @@ import zipfile
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from triptych.manifests.weights import Carrier, File, Model
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+EMBEDDED = ("all_minilm_l6_v2", "smollm2_135m_instruct", "silero_vad", "moonshine_tiny_en")
 CONTENT = {"model.safetensors": b"weights" * 300_000, "sub/config.json": b'{"dim": 3}'}
 PACKAGE, VERSION, INSIDE = "triptych-test-tiny", "1.0", "triptych_test_tiny/model"
 WHEEL = f"triptych_test_tiny-{VERSION}-py3-none-any.whl"
@@ -98,10 +100,10 @@ def entry(**changed: Any) -> dict[str, Any]:
 
 
 def test_the_packaged_table_is_sound() -> None:
-    assert set(weights.models()) == {"all_minilm_l6_v2", "smollm2_135m_instruct"}
+    assert set(weights.models()) == {*EMBEDDED}
     for model in weights.models().values():
         assert any(carrier.kind == "wheel" for carrier in model.carriers)
-        assert model.licence == "Apache-2.0"
+        assert model.licence in ("Apache-2.0", "MIT")
 
 
 @pytest.mark.parametrize(
@@ -146,11 +148,18 @@ def test_the_identity_follows_the_bytes_and_the_preparation(monkeypatch: pytest.
 
 
 def test_a_profile_wants_the_weights_of_its_stages(bare_home: Path) -> None:
-    assert weights.wanted_by(Settings.load()) == ("all_minilm_l6_v2", "smollm2_135m_instruct")
-    off = Settings.load(encoder="none", reranker="none", refiner="truncate", lm="none")
+    assert weights.wanted_by(Settings.load()) == EMBEDDED
+    off = Settings.load(encoder="none", reranker="none", refiner="truncate", lm="none", speech="none")
     assert weights.wanted_by(off) == ()
     with pytest.raises(BadInput, match="`smollm3`"):
         weights.wanted_by(Settings.load(lm="smollm3"))
+    with pytest.raises(BadInput, match="`moonshine`"):
+        weights.wanted_by(Settings.load(speech="moonshine"))
+
+
+def test_speech_is_wanted_only_where_sound_can_be_decoded(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "find_spec", lambda name: None if name == "av" else find_spec(name))
+    assert weights.wanted_by(Settings.load()) == EMBEDDED[:2]
 
 
 # --- pulling ---------------------------------------------------------------------------------------------------------
@@ -185,9 +194,21 @@ def test_pull_takes_the_named_files_out_of_the_wheel_and_nothing_else(
     assert again.carrier == "already there"
 
 
+def test_the_wheel_of_another_platform_will_do(world: SimpleNamespace) -> None:
+    tiny = world.table["tiny"]
+    world.table["tiny"] = replace(tiny, carriers=(replace(tiny.carriers[1], platform="win_arm64"),))
+    write_wheel(world.index).rename(world.index / WHEEL.replace("any", "win_arm64"))
+    [pulled] = weights.pull(["tiny"], world.root)
+    assert pulled.carrier == f"wheel {PACKAGE}@{VERSION}"
+    world.table["tiny"] = replace(tiny, carriers=(replace(tiny.carriers[1], platform="win32"),))
+    with pytest.raises(MissingWeights, match="does not offer it") as caught:
+        weights.pull(["tiny"], world.tmp / "other")
+    assert f"--platform win32 {PACKAGE}=={VERSION}" in caught.value.hint
+
+
 def test_pull_takes_a_profile_by_name(weights_home: Path, no_network: None) -> None:
     pulled = weights.pull("embedded", weights_home / "weights")
-    assert [one.name for one in pulled] == ["all_minilm_l6_v2", "smollm2_135m_instruct"]
+    assert [one.name for one in pulled] == [*EMBEDDED]
     assert {one.carrier for one in pulled} == {"already there"}
     with pytest.raises(BadInput, match="Unknown profile `embeded`"):
         weights.pull("embeded", weights_home / "weights")

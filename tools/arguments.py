@@ -29,6 +29,10 @@ Tokens = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=1, le=MAX_K)]
 Under = Annotated[str, Field(description="Only sources whose uri starts so.")]
 Kind = Literal["text", "page", "image", "audio", "video"]
+Fields = Annotated[
+    dict[str, Any],
+    Field(description='Metadata to match, e.g. {"author": ["Ann", "Bob"], "modified": {"ge": "2024-05"}}.'),
+]
 Ids = Annotated[list[Id], Field(max_length=MAX_CANDIDATES, description="Ids from earlier answers.")]
 
 
@@ -61,6 +65,7 @@ class RetrieveArguments(Arguments):
     k: Count | None = None
     uri_prefix: Under | None = None
     modality: Kind | None = None
+    where: Fields | None = None
 
 
 class SearchArguments(Arguments):
@@ -72,6 +77,7 @@ class SearchArguments(Arguments):
     max_tokens: Tokens | None = None
     uri_prefix: Under | None = None
     modality: Kind | None = None
+    where: Annotated[dict[str, Any], Field(description="As for `retrieve`.")] | None = None
 
 
 class RerankArguments(Arguments):
@@ -188,7 +194,9 @@ def _plain(node: Any, definitions: Mapping[str, Any]) -> Any:
         if key == "properties"
         else _plain(value, definitions)
         for key, value in node.items()
-        if key not in ("title", "$defs") and (key != "default" or value is not None)
+        if key not in ("title", "$defs")
+        and (key != "default" or value is not None)
+        and (key != "additionalProperties" or value is not True)
     }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import BadInput
 from ..retrievers.base import Where
+from ..retrievers.filters import filter_of
 from . import answers
 from .operations import checked_budget
 
@@ -69,9 +70,12 @@ def budget_of(session: Triptych, max_tokens: int | None = None) -> int:
 
 
 def _where(given: RetrieveArguments | SearchArguments) -> Where | None:
-    if not given.uri_prefix and not given.modality:
-        return None
-    return Where(modalities=(given.modality,) if given.modality else (), uri_prefix=given.uri_prefix or "")
+    where = Where(
+        modalities=(given.modality,) if given.modality else (),
+        uri_prefix=given.uri_prefix or "",
+        filter=filter_of(given.where) if given.where else None,
+    )
+    return None if where == Where() else where
 
 
 def _candidates(given: RerankArguments | CompressArguments) -> list[str | Given]:

@@ -22,7 +22,7 @@ from hashlib import blake2b
 from threading import RLock
 from typing import TYPE_CHECKING
 
-from ..errors import StoreError
+from ..errors import MissingWeights, StoreError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +54,8 @@ CREATE INDEX IF NOT EXISTS passages_by_state ON passages (state, modality);
 class FileRow:
     """One file as it was last read; with `error_type` it could not be, and has no passages.
 
+    With `MissingWeights` it was read as far as that goes: it has passages, and is read again next time.
+
     Attributes:
         content_hash: hex SHA-256 of the bytes.
         encoded: its passages have dense vectors.
@@ -68,6 +70,11 @@ class FileRow:
     error_type: str | None = None
     error_message: str | None = None
     error_hint: str | None = None
+
+    @property
+    def was_read(self) -> bool:
+        """Whether it has passages."""
+        return self.error_type in (None, MissingWeights.__name__)
 
 
 class Catalog:

@@ -19,6 +19,7 @@ from ..manifests.registry import card
 from ..manifests.weights import hash_of
 from ..progress import step
 from ..retrievers.base import Query, Where
+from ..retrievers.readers.base import Limits
 from .catalog import FILE, Catalog, FileRow, damaged, digest
 from .indexing import Indexing, clear_leftovers, delete_passages
 from .operations import Clock
@@ -69,7 +70,8 @@ class Collection:
             if not rebuild:
                 _check_encoder(catalog, stages, folder.name)
             space = card(stages.settings.encoder, "retriever").resolve().space
-            store = MilvusStore(folder, [space], stages.settings.store_uri)
+            settings = stages.settings
+            store = MilvusStore(folder, [space], settings.store_uri, token=settings.store_token)
             made = cls(folder, catalog, store, stages)
             if not rebuild:
                 made._mend()
@@ -91,7 +93,8 @@ class Collection:
             encoder = self._stages.encoder_or_none()
             self._remember_encoder(encoder)
             lost = self._catalog.files_of(self._missing())
-            run = Indexing(self.retriever(), self._catalog, encoded=encoder is not None, suspect=lost)
+            limits = Limits(weights=self._stages.settings.weights, speech=self._stages.settings.speech)
+            run = Indexing(self.retriever(), self._catalog, encoded=encoder is not None, suspect=lost, limits=limits)
             try:
                 run.run(found)
                 if prune:
@@ -148,10 +151,16 @@ class Collection:
         counts = self._catalog.counts()
         stats = self._store.stats()
         return {
-            "files": sum(row.error_type is None for row in rows),
+            "files": sum(row.was_read for row in rows),
             "items": sum(counts.values()),
             "by_modality": counts,
-            "store": {"backend": stats.backend, "items": stats.items, "spaces": list(stats.spaces)},
+            "store": {
+                "backend": stats.backend,
+                "version": stats.version,
+                "can": list(stats.can),
+                "items": stats.items,
+                "spaces": list(stats.spaces),
+            },
             "healthy": not self._lost,
             "problems": [_problem(row) for row in rows if row.error_type is not None],
         }
@@ -166,10 +175,12 @@ class Collection:
 
     def note(self) -> str | None:
         """What a reader of answers should know about the library, or None."""
-        if not self._lost:
-            return None
-        total = sum(self._catalog.counts().values())
-        return f"The store lost {len(self._lost)} of {total} passages: run `triptych index` on its folders again."
+        notes = [self._store.note()]
+        if self._lost:
+            total = sum(self._catalog.counts().values())
+            lost = f"The store lost {len(self._lost)} of {total} passages"
+            notes.append(f"{lost}: run `triptych index` on its folders again.")
+        return " ".join(filter(None, notes)) or None
 
     def warm(self) -> None:
         """Search once, so that the store has built what it builds on its first search."""
@@ -261,7 +272,7 @@ def summary(folder: Path) -> LibraryOut:
     except StoreError:
         return LibraryOut(name=folder.name, files=0, items=0, healthy=False)
     try:
-        files = sum(row.error_type is None for row in catalog.files())
+        files = sum(row.was_read for row in catalog.files())
         return LibraryOut(name=folder.name, files=files, items=sum(catalog.counts().values()), healthy=True)
     finally:
         catalog.close()

@@ -10,11 +10,13 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ..errors import Cancelled, Forbidden, TimedOut, TriptychError, UnreadableFile
+from ..errors import Cancelled, Forbidden, MissingWeights, TimedOut, TriptychError, UnreadableFile
 from ..progress import step
 from ..retrievers.chunking import chunk
+from ..retrievers.filters import iso
 from ..retrievers.readers import read
 from .catalog import FileRow
 from .schemas import FileProblem
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..retrievers.base import Item, Retriever
+    from ..retrievers.readers.base import Document, Limits
     from .catalog import Catalog
     from .roots import Found
 
@@ -62,6 +65,7 @@ class Indexing:
         catalog: the library's catalogue.
         encoded: whether `retriever` writes dense vectors now.
         suspect: uris whose passages the store has lost: they are read again even if unchanged.
+        limits: of what is read of a file, and the models that read it.
     """
 
     def __init__(
@@ -71,11 +75,13 @@ class Indexing:
         *,
         encoded: bool,
         suspect: Iterable[str] = (),
+        limits: Limits | None = None,
     ) -> None:
         self._retriever = retriever
         self._catalog = catalog
         self._encoded = encoded
         self._suspect = frozenset(suspect)
+        self._limits = limits
         self.tally = Tally()
 
     def run(self, found: Sequence[Found]) -> None:
@@ -119,8 +125,9 @@ class Indexing:
             self._fail(FileRow(file.uri, "", 0, 0), error)
             return
         try:
-            document = read(file.path, file.uri)
-            yield _Read(replace(row, mime=document.mime), chunk(document, row.content_hash))
+            document = read(file.path, file.uri, self._limits)
+            items = _dated(chunk(document, row.content_hash), row.mtime_ns)
+            yield _Read(self._remarked(replace(row, mime=document.mime), document), items)
         except (Cancelled, TimedOut):  # says nothing of the file, whose passages stay as they are
             raise
         except (TriptychError, OSError) as error:
@@ -153,6 +160,18 @@ class Indexing:
             self.tally.indexed += 1
             self.tally.items += len(file.items)
 
+    def _remarked(self, row: FileRow, document: Document) -> FileRow:
+        """`row`; what its reader says was left out is reported, and remembered where a command can mend it."""
+        note, mend = document.meta.get("note"), document.meta.get("mend")
+        if not note:
+            return row
+        kind = (MissingWeights if mend else UnreadableFile).__name__
+        problem = FileProblem(uri=row.uri, type=kind, message=f"`{row.uri}`: {note}", hint=mend or "")
+        self.tally.problems.append(problem)
+        if not mend:
+            return row
+        return replace(row, error_type=kind, error_message=problem.message, error_hint=problem.hint)
+
     def _fail(self, row: FileRow, error: Exception) -> None:
         problem = _problem(row.uri, error)
         self.tally.problems.append(problem)
@@ -176,6 +195,15 @@ def delete_passages(retriever: Retriever, catalog: Catalog, ids: Sequence[str]) 
 def clear_leftovers(retriever: Retriever, catalog: Catalog) -> int:
     """Remove what an interrupted write left behind; returns how many passages."""
     return delete_passages(retriever, catalog, catalog.leftovers())
+
+
+def _dated(items: Sequence[Item], mtime_ns: int) -> list[Item]:
+    """`items` with the time when their file was last changed, where that is a date of this era."""
+    try:
+        modified = iso("modified", datetime.fromtimestamp(mtime_ns // 10**9, UTC))
+    except (ValueError, OverflowError, OSError):
+        return list(items)
+    return [replace(item, meta={**item.meta, "modified": modified}) for item in items]
 
 
 def _sha256(path: Path) -> str:

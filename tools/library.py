@@ -203,7 +203,8 @@ class Triptych:
         if item.media is None:
             raise Unsupported(f"`{item.source.uri}` has nothing to look at.", "Use `fetch` for its text.")
         path = self._open().path_of(item.media.uri)
-        seen = picture(path, item.media.uri, item.media.mime, item.media.page, max_edge)
+        shown = item.media
+        seen = picture(path, shown.uri, shown.mime, shown.page, max_edge, start_s=shown.start_s, end_s=shown.end_s)
         return ViewOut(
             id=item.id,
             title=item.title,

@@ -155,7 +155,7 @@ class FetchOut(Shape):
 
 
 class FileProblem(Shape):
-    """A file that was not indexed, and why."""
+    """A file that was not indexed, or only in part, and why."""
 
     uri: str
     type: str

@@ -9,11 +9,13 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ...errors import MissingExtra
 from .base import Document, Limits, Reader
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+_OFFICE = "application/vnd.openxmlformats-officedocument"
 _READERS = {
     "text/plain": "text:TextReader",
     "text/markdown": "markdown:MarkdownReader",
@@ -25,8 +27,29 @@ _READERS = {
     "image/gif": "image:ImageReader",
     "image/tiff": "image:ImageReader",
     "image/bmp": "image:ImageReader",
+    "text/csv": "table:TableReader",
+    "text/tab-separated-values": "table:TableReader",
+    "application/json": "data:DataReader",
+    "application/x-ndjson": "data:DataReader",
+    "message/rfc822": "mail:MailReader",
+    "application/epub+zip": "epub:EpubReader",
+    f"{_OFFICE}.wordprocessingml.document": "word:WordReader",
+    f"{_OFFICE}.presentationml.presentation": "slides:SlideReader",
+    f"{_OFFICE}.spreadsheetml.sheet": "sheets:SheetReader",
+    **dict.fromkeys(("text/x-python", "text/javascript", "text/x-typescript", "text/x-tsx"), "code:CodeReader"),
+    **dict.fromkeys(("text/x-java", "text/x-go", "text/x-rust", "text/x-c", "text/x-c++"), "code:CodeReader"),
+    **dict.fromkeys(("audio/wav", "audio/mpeg", "audio/aac", "audio/flac", "audio/ogg"), "audio:AudioReader"),
+    **dict.fromkeys(("audio/mp4", "audio/aiff", "audio/amr", "audio/basic", "audio/x-caf"), "audio:AudioReader"),
+    **dict.fromkeys(("video/mp4", "video/quicktime", "video/3gpp", "video/webm"), "video:VideoReader"),
+    **dict.fromkeys(("video/x-matroska", "video/ogg", "video/x-msvideo", "video/x-ms-asf"), "video:VideoReader"),
+    **dict.fromkeys(("video/x-flv", "video/mpeg", "video/mp2t"), "video:VideoReader"),
 }
-READABLE = "plain text, Markdown, HTML, PDF, PNG, JPEG, WebP, GIF, TIFF, BMP"
+_OF_OFFICE = {"word": "python-docx", "slides": "python-pptx", "sheets": "openpyxl"}
+READABLE = (
+    "plain text, Markdown, HTML, PDF, Word (.docx), PowerPoint (.pptx), Excel (.xlsx), EPUB, CSV, TSV, JSON, "
+    "JSON lines, notebooks, mail (.eml), source code, PNG, JPEG, WebP, GIF, TIFF, BMP, "
+    "sound (WAV, MP3, FLAC, Ogg, M4A, AIFF) and video (MP4, MOV, MKV, WebM, AVI, MPEG)"
+)
 
 
 def read(path: Path, uri: str, limits: Limits | None = None) -> Document:
@@ -36,17 +59,28 @@ def read(path: Path, uri: str, limits: Limits | None = None) -> Document:
 
     Raises:
         UnreadableFile: missing, not permitted, not a file, empty, above a limit, of an unknown kind, damaged.
+        MissingExtra: the packages that read this kind are not installed.
     """
     from .detect import kind_of, opened
 
     limits = limits or Limits()
-    file = opened(path, uri, limits)
-    mime = kind_of(file, uri)
-    return _reader(_READERS[mime]).read(file, uri, mime, limits)
+    with opened(path, uri, limits) as file:
+        mime = kind_of(file, uri, limits)
+        if mime not in _READERS:
+            from . import plugins
+
+            return plugins.read(file, uri, mime, limits)
+        return _reader(_READERS[mime]).read(file, uri, mime, limits)
 
 
 @cache
 def _reader(entry: str) -> Reader:
     module, name = entry.split(":")
-    reader: Reader = getattr(import_module(f".{module}", __package__), name)()
+    try:
+        reader: Reader = getattr(import_module(f".{module}", __package__), name)()
+    except ModuleNotFoundError as error:
+        if module not in _OF_OFFICE:
+            raise
+        what = f"The package `{_OF_OFFICE[module]}` is not installed (no module `{error.name}`)."
+        raise MissingExtra(what, "Run `pip install 'triptych[office]'`.") from None
     return reader

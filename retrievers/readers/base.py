@@ -7,15 +7,18 @@ import html
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import regex
 
-from ...errors import UnreadableFile
+from ...errors import TriptychError, UnreadableFile
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..base import MediaRef, Modality
 
 Line = tuple[int, int, float, float, float, float]
@@ -24,20 +27,44 @@ Line = tuple[int, int, float, float, float, float]
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of one file is read before it is refused.
+    """How much of one file is read before it is refused, and which models may read it.
 
     Attributes:
-        max_bytes: size of the file.
+        max_bytes: size of the file, unless it is sound or video.
+        max_media_bytes: size of a sound or video file.
+        max_seconds: of sound or video; what comes after is not read, and the document's `note` says so.
+        max_frames: a video of at most so many is looked at frame by frame, of a longer one at so many key frames.
+        max_scenes: of a video; more make the shortest of them longer.
         max_pixels: width times height of an image, before decoding.
         max_pages: pages of a PDF.
         ocr_edge: longest edge in pixels of what text recognition sees; larger pictures are scaled down to it (very
             long ones are cut into tiles first).
+        max_entries: files inside a zip-based format (Office, EPUB).
+        max_expanded: their bytes when expanded; sheets, which are read row by row, are not counted.
+        max_ratio: expanded bytes to bytes of the file.
+        max_xml: bytes of one XML part that is read as a whole.
+        max_rows: rows of all tables of a file, or records; what comes after is not read, and the text says so.
+        max_values: cells of tables, values of a data file.
+        weights: folder of the pulled models; None where there are none.
+        speech: the model that recognises speech; `"none"` for not at all.
     """
 
     max_bytes: int = 64_000_000
+    max_media_bytes: int = 4_000_000_000
+    max_seconds: int = 14_400
+    max_frames: int = 3000
+    max_scenes: int = 500
     max_pixels: int = 64_000_000
     max_pages: int = 2000
     ocr_edge: int = 2000
+    max_entries: int = 10_000
+    max_expanded: int = 256_000_000
+    max_ratio: int = 200
+    max_xml: int = 32_000_000
+    max_rows: int = 50_000
+    max_values: int = 1_000_000
+    weights: Path | None = None
+    speech: str = "none"
 
 
 @dataclass(frozen=True)
@@ -54,8 +81,11 @@ class Section:
         lines: sorted, without overlap; empty where the format has no layout.
         media: what can be shown for this section.
         start_s, end_s: seconds, for audio and video.
-        meta: JSON-serialisable, copied to each item (`ocr`: the text was recognised in a picture; `named`: there was
-            no text, the words are those of the file name).
+        meta: JSON-serialisable, copied to each item that begins in it (`ocr`: the text was recognised in a picture;
+            `named`: there was no text, the words are those of the file name; `hidden`, `notes`: a hidden slide, the
+            notes of a slide; `rows`: the first and last row, record or line that a block of a table holds; `line`: the
+            number of its first line in a file of code, from 1, where an item gains `last_line`; `chapter`, `cell`:
+            its place in a book or notebook, from 1; `cut`: it says which limit ended the reading).
     """
 
     text: str
@@ -71,7 +101,8 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """What a reader makes of one file. `meta["stripped"]` counts the invisible characters that `clean` removed."""
+    """What a reader makes of one file. `meta["stripped"]` counts the invisible characters that `clean` removed;
+    `meta["note"]` says what of the file was not read."""
 
     uri: str
     title: str
@@ -97,6 +128,17 @@ class Reader(ABC):
 def unreadable(uri: str, what: str, hint: str) -> UnreadableFile:
     """An error about the file `uri`, which `what` describes."""
     return UnreadableFile(f"`{uri}` {what}.", hint)
+
+
+@contextmanager
+def parsing(uri: str, what: str) -> Iterator[None]:
+    """Within this block, whatever a parser trips over in hostile bytes is an error about the file `uri`, a `what`."""
+    try:
+        yield
+    except TriptychError:
+        raise
+    except Exception as error:
+        raise unreadable(uri, f"is a damaged or truncated {what}", "Copy it again, or save it anew.") from error
 
 
 def file_name(uri: str) -> str:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import re
 import stat
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
+from ...errors import UnreadableFile
 from .base import Limits, unreadable
+from .plugins import plugin_for
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from ...errors import UnreadableFile
 
 _HEAD = 65_536
 _MARKDOWN = (".md", ".markdown", ".mdown", ".mkd")
@@ -28,7 +29,48 @@ _MAGIC = (
     (re.compile(rb"BM....\0{4}....[\x0c\x28\x34\x38\x40\x6c\x7c]\0{3}", re.DOTALL), "image/bmp"),
     (re.compile(rb"(?:\xef\xbb\xbf)?\s*%PDF-\d"), "application/pdf"),
 )
+_MPEG = rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xfd](?=.{0,2048}?\0)"  # Russian text begins like it, but holds no zero
+_ADTS = rb"\xff[\xf0\xf1\xf8\xf9](?=.{0,2048}?\0)"
+_MEDIA = tuple(
+    (re.compile(magic, re.DOTALL), mime)
+    for magic, mime in (
+        (rb"(?:RIFF|RF64)....WAVE", "audio/wav"),
+        (rb"fLaC[\0\x80]", "audio/flac"),
+        (rb"OggS\0(?=.{0,400}\x80theora)", "video/ogg"),
+        (rb"OggS\0", "audio/ogg"),
+        (rb"FORM....AIF[FC]", "audio/aiff"),
+        (rb"#!AMR", "audio/amr"),
+        (rb"\.snd\0", "audio/basic"),
+        (rb"caff\0\x01", "audio/x-caf"),
+        (_ADTS, "audio/aac"),
+        (_MPEG, "audio/mpeg"),
+        (rb"\0...ftyp(?:M4[ABP] |F4A )", "audio/mp4"),
+        (rb"\0...ftyp3g", "video/3gpp"),
+        (rb"\0...ftypqt  |\0...(?:moov|mdat|wide|free|skip)", "video/quicktime"),
+        (rb"\0...ftyp(?!hei|hev|mif1|msf1|avi[fs]|jxl |crx )", "video/mp4"),
+        (rb"\x1a\x45\xdf\xa3(?=.{0,64}webm)", "video/webm"),
+        (rb"\x1a\x45\xdf\xa3", "video/x-matroska"),
+        (rb"RIFF....AVI ", "video/x-msvideo"),
+        (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "video/x-ms-asf"),
+        (rb"FLV\x01", "video/x-flv"),
+        (rb"\0\0\x01\xba", "video/mpeg"),
+        (rb"G.{187}G.{187}G", "video/mp2t"),
+    )
+)
+_ZIP = b"PK\x03\x04", b"PK\x05\x06"
+_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+_LOCKED = "EncryptedPackage".encode("utf-16-le")
+_ARCHIVES = (
+    (re.compile(rb"7z\xbc\xaf\x27\x1c"), "7z"),
+    (re.compile(rb"Rar!\x1a\x07"), "RAR"),
+    (re.compile(rb"\x1f\x8b\x08"), "gzip"),
+    (re.compile(rb"BZh[1-9]1AY&SY"), "bzip2"),
+    (re.compile(rb"\xfd7zXZ\0"), "xz"),
+    (re.compile(rb"\x28\xb5\x2f\xfd"), "zstd"),
+    (re.compile(rb".{257}ustar", re.DOTALL), "tar"),
+)
 _OTHER_TEXT = ((b"{\\rtf", "RTF"), (b"%!PS", "PostScript"))  # written in ASCII, but not to be read as it stands
+_NEWLINE = re.compile("\r\n?")
 _HTML_START = re.compile(r"\s*(?:<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S)
 _HTML_TAG = re.compile(r"<(?:p|div|h[1-6]|table|ul|ol|span|a|br|title|article|section)\b[^>]*>", re.IGNORECASE)
 
@@ -36,31 +78,39 @@ _HTML_TAG = re.compile(r"<(?:p|div|h[1-6]|table|ul|ol|span|a|br|title|article|se
 def opened(path: Path, uri: str, limits: Limits) -> BinaryIO:
     """The bytes of the regular file at `path`, opened once; pipes, devices and links are refused, never waited for.
 
+    They are in memory, so that the file may change meanwhile; only sound and video, which can be large, are the open
+    file itself. The caller closes what it gets.
+
     Raises:
-        UnreadableFile: it cannot be opened, is not a regular file, is empty, or larger than `limits.max_bytes`.
+        UnreadableFile: it cannot be opened, is not a regular file, is empty, or larger than `limits` allow.
     """
     flags = os.O_RDONLY
     for name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOFOLLOW", "O_NOCTTY", "O_BINARY"):
         flags |= getattr(os, name, 0)
     try:
         _check_kind(os.lstat(path).st_mode, uri)
-        with open(os.open(path, flags), "rb") as file:  # noqa: PTH123
+        with ExitStack() as closing:
+            file = closing.enter_context(open(os.open(path, flags), "rb"))  # noqa: PTH123
             status = os.fstat(file.fileno())
             _check_kind(status.st_mode, uri)
-            if status.st_size > limits.max_bytes:
-                raise _too_large(uri, status.st_size, limits)
+            media = _media_kind(file.read(_HEAD)) is not None
+            file.seek(0)
+            most = "max_media_bytes" if media else "max_bytes"
+            _check_bytes(uri, status.st_size, most, limits)
+            if media:
+                closing.pop_all()
+                return file
             data = file.read(limits.max_bytes + 1)
     except OSError as error:
         raise _unopened(uri, error) from None
     if not data:
         raise unreadable(uri, "is empty", "Remove it, or give a file with content.")
-    if len(data) > limits.max_bytes:
-        raise _too_large(uri, len(data), limits)
+    _check_bytes(uri, len(data), most, limits)
     return BytesIO(data)
 
 
-def kind_of(file: BinaryIO, uri: str) -> str:
-    """The MIME type of `file` by its first bytes; the name only tells Markdown and HTML from other text.
+def kind_of(file: BinaryIO, uri: str, limits: Limits | None = None) -> str:
+    """The MIME type of `file` by what it holds; the name only tells one kind of text from another.
 
     Leaves `file` at its start.
 
@@ -72,6 +122,43 @@ def kind_of(file: BinaryIO, uri: str) -> str:
     for magic, mime in _MAGIC:
         if magic.match(head):
             return mime
+    if media := _media_kind(head):
+        return media
+    try:
+        kind = _zipped(file, head, uri, limits or Limits()) or _text_kind(head, uri)
+    except UnreadableFile:
+        if plugin := plugin_for(head, uri):
+            return plugin
+        raise
+    return (plugin_for(head, uri) or kind) if kind == "text/plain" else kind
+
+
+def _zipped(file: BinaryIO, head: bytes, uri: str, limits: Limits) -> str | None:
+    """The kind of an Office file or EPUB; None for what is no archive and no Office file of old.
+
+    Raises:
+        UnreadableFile: an archive, or an Office file that is encrypted or of a format before 2007.
+    """
+    if head.startswith(_ZIP):
+        from ._zip import kind_of_zip
+
+        return kind_of_zip(file, uri, limits)
+    if head.startswith(_OLE):
+        data = file.read()
+        file.seek(0)
+        if _LOCKED in data:
+            raise unreadable(uri, "is an encrypted Office file", "Save it without a password.")
+        what = "is an Office file or message of the format before 2007"
+        raise unreadable(uri, what, "Save it as .docx, .pptx, .xlsx, .eml or PDF.")
+    if name := next((name for magic, name in _ARCHIVES if magic.match(head)), None):
+        from ._zip import archived
+
+        raise archived(uri, name)
+    return None
+
+
+def _text_kind(head: bytes, uri: str) -> str:
+    """The kind of a text: by its structure where that is plain, then by its name."""
     suffix = PurePosixPath(uri).suffix.lower()
     if suffix == ".pdf" and b"%PDF-" in head[:1024]:
         return "application/pdf"
@@ -81,12 +168,23 @@ def kind_of(file: BinaryIO, uri: str) -> str:
     encoding = encoding_of(head) if other is None and is_text(head) else None
     if encoding is None:
         raise _unknown(uri, other or _name_of(head))
-    text = head.decode(encoding, errors="replace").lstrip("\ufeff")
+    text = _NEWLINE.sub("\n", head.decode(encoding, errors="replace").lstrip("\ufeff"))
     if suffix in _MARKDOWN:
         return "text/markdown"
-    if _HTML_START.match(text) or (suffix in _HTML and _HTML_TAG.search(text)):
+    if _HTML_START.match(text):
         return "text/html"
-    return "text/plain"
+    from . import code, data, mail, table
+
+    if language := code.language_of(text, uri):
+        return language
+    if suffix in _HTML and _HTML_TAG.search(text):
+        return "text/html"
+    if mail.is_mail(text):
+        return mail.MAIL
+    is_whole = len(head) < _HEAD
+    return (
+        data.kind_of(text, suffix, is_whole=is_whole) or table.kind_of(text, suffix, is_whole=is_whole) or "text/plain"
+    )
 
 
 def _check_kind(mode: int, uri: str) -> None:
@@ -101,9 +199,18 @@ def _check_kind(mode: int, uri: str) -> None:
     raise unreadable(uri, f"is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file", "Give a regular file.")
 
 
-def _too_large(uri: str, size: int, limits: Limits) -> UnreadableFile:
-    what = f"is too large: {size} bytes, more than `max_bytes` = {limits.max_bytes}"
-    return unreadable(uri, what, "Split the file, or raise the limit.")
+def _media_kind(head: bytes) -> str | None:
+    """The kind of sound or video that begins with `head`, behind the tags that may stand before it."""
+    if re.match(rb"ID3[\x02-\x04]", head) and len(head) > 10:
+        length = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+        return next((mime for magic, mime in _MEDIA if magic.match(head, 10 + length)), "audio/mpeg")
+    return next((mime for magic, mime in _MEDIA if magic.match(head)), None)
+
+
+def _check_bytes(uri: str, size: int, most: str, limits: Limits) -> None:
+    if size > getattr(limits, most):
+        what = f"is too large: {size} bytes, more than `{most}` = {getattr(limits, most)}"
+        raise unreadable(uri, what, "Split the file, or raise the limit.")
 
 
 def _unopened(uri: str, error: OSError) -> UnreadableFile:

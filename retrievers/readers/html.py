@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, BinaryIO
 
+from ._rows import as_table
 from .base import Document, Limits, Reader, Section, by_headings, clean, file_name, one_line, unreadable
 from .text import read_text
 
-_CHARSET = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
+_CHARSET = re.compile(rb"""<(?:meta[^>]+charset|\?xml[^>]+encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
+_PROLOG = re.compile(r"\s*<\?xml[^>]*>")
 _UNSHOWN = frozenset(
     "head script style template noscript svg math iframe object embed canvas audio video select datalist".split()
 )
@@ -35,22 +37,34 @@ class HTMLReader(Reader):
     mimes = frozenset({"text/html"})
 
     def read(self, file: BinaryIO, uri: str, mime: str, limits: Limits) -> Document:
-        from bs4 import BeautifulSoup
-
-        head = file.read(4096)
-        file.seek(0)
-        charset = _CHARSET.search(head)
-        source, stripped = read_text(file, uri, charset[1].decode("ascii") if charset else None)
-        soup = BeautifulSoup(_closed(source), "html.parser")
-        page = _Page()
-        for step, node in _walk(soup, _arranging(soup)):
-            page.take(step, node)
-        sections, more = page.sections()
-        named = soup.title.get_text() if soup.title else ""
-        first = sections[0].headings[0] if sections and sections[0].headings else ""
+        source, stripped = read_text(file, uri, stated_charset(file))
+        title, sections, more = sections_of(source)
         if not sections:
             raise unreadable(uri, "has no text that a browser would show", "Save the page with its content.")
-        return Document(uri, one_line(named) or first or file_name(uri), mime, sections, {"stripped": stripped + more})
+        return Document(uri, title or file_name(uri), mime, sections, {"stripped": stripped + more})
+
+
+def stated_charset(file: BinaryIO) -> str | None:
+    """The encoding that the page in `file` states at its start. Leaves `file` there."""
+    stated = _CHARSET.search(file.read(4096))
+    file.seek(0)
+    return stated[1].decode("ascii") if stated else None
+
+
+def sections_of(source: str) -> tuple[str, tuple[Section, ...], int]:
+    """The title (else the first heading, else nothing) and the sections of a page, none where it shows nothing; and
+    how many invisible characters were removed."""
+    from bs4 import BeautifulSoup
+
+    source = _PROLOG.sub("", source, count=1)
+    soup = BeautifulSoup(_closed(source) if "<" in source else f"<p>{source}", "html.parser")
+    page = _Page()
+    for step, node in _walk(soup, _arranging(soup)):
+        page.take(step, node)
+    sections, stripped = page.sections()
+    named = one_line(soup.title.get_text()) if soup.title else ""
+    first = sections[0].headings[0] if sections and sections[0].headings else ""
+    return named or first, sections, stripped
 
 
 def _closed(source: str) -> str:
@@ -240,7 +254,7 @@ class _Cell:
 
     @cached_property
     def text(self) -> str:
-        return " ".join(clean("".join(self.parts))[0].split()).replace("|", "\\|")
+        return " ".join(clean("".join(self.parts))[0].split())
 
 
 @dataclass(frozen=True)
@@ -308,7 +322,6 @@ def _spread(rows: list[list[_Cell]]) -> Iterator[list[_Cell]]:
 
 def _table(grid: _Grid) -> str:
     """Caption, then rows as Markdown; a rule below the first row if all its cells are headers."""
-    lines = [f"| {' | '.join(cell.text for cell in row)} |" for row in grid.rows]
-    if all(cell.header for cell in grid.rows[0]):
-        lines.insert(1, "|" + "---|" * len(grid.rows[0]))
-    return f"{grid.caption}\n\n" * bool(grid.caption) + "\n".join(lines)
+    rows = [[cell.text for cell in row] for row in grid.rows]
+    table = as_table(rows, header=all(cell.header for cell in grid.rows[0]))
+    return f"{grid.caption}\n\n" * bool(grid.caption) + table

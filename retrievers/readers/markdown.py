@@ -27,14 +27,14 @@ class MarkdownReader(Reader):
     def read(self, file: BinaryIO, uri: str, mime: str, limits: Limits) -> Document:
         text, stripped = read_text(file, uri)
         front = _FRONT.match(text)
-        headings = list(_headings(text, front.end() if front else 0))
+        headings = list(headings_of(text, front.end() if front else 0))
         stated = _FRONT_TITLE.search(front.group()) if front else None
         first = next((title for _, level, title in headings if level == 1), "")
         title = one_line(stated[1].strip("\"' ")) if stated else first
         return Document(uri, title or file_name(uri), mime, tuple(by_headings(text, headings)), {"stripped": stripped})
 
 
-def _headings(text: str, start: int) -> Iterator[tuple[int, int, str]]:
+def headings_of(text: str, start: int = 0) -> Iterator[tuple[int, int, str]]:
     """Offset, level and title of each heading outside code."""
     fence = before = ""
     position = start

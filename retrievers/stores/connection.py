@@ -1,7 +1,7 @@
 """One collection that stays reachable: on Milvus Lite in the library's folder, whoever holds it, or on a server.
 
-The folder has `store.json` (the collection's name, which no text of a user ever enters, and its spaces), and the lock
-files by which writers, and creators of the collection, take turns.
+The folder has `store.json` (the collection's name, which no text of a user ever enters, its spaces, and what its
+backend was seen to do), and the lock files by which writers, and creators of the collection, take turns.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ import os
 import re
 import shutil
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-from ...errors import StoreError
+from ...errors import BadInput, StoreError, Unsupported
 from . import lite
+from .capabilities import Capabilities, probed
+from .filters import FACETS
 from .lexicon import LEXICAL
-from .lite import backend_errors
+from .lite import backend_errors, is_gone
 from .rows import LIMITS, METRICS, check_spaces, flag
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
     from ..base import Space
 
-FORMAT = 1
+FORMAT = 2
 LITE = "milvus.db"
 """The Milvus Lite folder inside the library's folder."""
 
@@ -35,32 +38,76 @@ DESCRIPTION = "store.json"
 LOCK_S = 60.0
 _DIAL_S = 10.0
 
-_GONE = ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED", "Fail connecting", "closed channel")
-_REPLACED = ("does not exist", "can't find collection")
+_URI = re.compile(r"(https?|tcp)://[^\s/]+(/\S*)?")
+_REPLACED = ("does not exist", "can't find collection", "collection not found")
 _FULL = ("No space left", "Errno 28", "File too large", "Errno 27")
 _REBUILD = "Build the library anew: `triptych index --rebuild PATH…`."
 
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Description:
+    """What `store.json` says.
+
+    Attributes:
+        collection: its name in the backend.
+        spaces: name, dim and metric of each.
+        lexical: whether rows have the field of that name: the backend had sparse vectors when the collection was made.
+        backend: what the backend was seen to do.
+    """
+
+    collection: str
+    spaces: list[list[Any]]
+    lexical: bool
+    backend: Capabilities
+
+
 class Connection:
     """The collection of the library in `folder`. Opened by the first call; safe from many threads.
 
     Args:
-        folder, spaces, uri, dense_index: as for `MilvusStore`.
+        folder, spaces, uri, token, dense_index: as for `MilvusStore`.
+
+    Raises:
+        BadInput: a space that cannot be a field, or a URI that no server has.
     """
 
-    def __init__(self, folder: Path, spaces: Sequence[Space], uri: str, dense_index: str) -> None:
+    def __init__(self, folder: Path, spaces: Sequence[Space], uri: str, dense_index: str, token: str = "") -> None:
         check_spaces(spaces)
+        if uri and not _URI.fullmatch(uri):
+            raise BadInput(
+                f"The store's URI is `{_without_password(uri)}`.", "Give `http://HOST:19530` or `https://…`."
+            )
         self.folder = folder
-        self.collection = ""
-        self.is_lite = not uri
+        self._found: Description | None = None
         self._spaces = spaces
         self._uri = uri
+        self._token = token
         self._dense_index = dense_index
         self._lock = RLock()
         self._writing = Lock()
         self._link: lite.Link | None = None
+
+    @property
+    def collection(self) -> str:
+        """The collection's name, `""` before there is one."""
+        return self._found.collection if self._found else ""
+
+    @property
+    def backend(self) -> Capabilities:
+        """What the backend does."""
+        return self._described().backend
+
+    @property
+    def lexical(self) -> bool:
+        """Whether rows can be searched by words."""
+        return self._described().lexical
+
+    @property
+    def is_lite(self) -> bool:
+        """Whether the backend is Milvus Lite."""
+        return self.backend.is_lite
 
     @property
     def link(self) -> lite.Link:
@@ -95,7 +142,7 @@ class Connection:
         try:
             return work(link.client, self.collection)
         except backend_errors() as error:
-            gone = _says(error, _GONE)
+            gone = is_gone(error)
             if not gone and not _says(error, _REPLACED):
                 raise self.failure(what, error) from error
         with self._lock:
@@ -120,6 +167,8 @@ class Connection:
         reason = str(getattr(error, "message", "") or error).strip().split("\n")[0][:300]
         for path in (self.folder.resolve(), self.folder):
             reason = reason.replace(str(path), self.folder.name)
+        if self._token:
+            reason = reason.replace(self._token, "…")
         hint = "Try again; `triptych status` says what the store has."
         if _says(error, _FULL):
             hint = "Free some disk space and run it again; what was acknowledged is kept."
@@ -156,7 +205,7 @@ class Connection:
         damaged = old is None
         try:
             if old is not None:
-                link.client.drop_collection(old[0])
+                link.client.drop_collection(old.collection)
         except backend_errors() as error:
             damaged = True
             if not link.holds:
@@ -167,26 +216,25 @@ class Connection:
             shutil.rmtree(self.folder / LITE)
         (self.folder / DESCRIPTION).unlink(missing_ok=True)
 
-    def description(self) -> tuple[str, list[list[Any]]] | None:
-        """The collection and its spaces (name, dim, metric), None where no store was made yet."""
+    def description(self) -> Description | None:
+        """What the folder's `store.json` says, None where no store was made yet."""
         path = self.folder / DESCRIPTION
         if not path.exists():
             return None
         try:
             found = json.loads(path.read_text("utf-8"))
-            version, collection, spaces = found["format"], str(found["collection"]), list(found["spaces"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            version = found.pop("format")
+            if version == FORMAT:
+                return Description(**{**found, "backend": Capabilities(**found["backend"])})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"The store's description `{DESCRIPTION}` is damaged.", _REBUILD) from error
-        if version != FORMAT:
-            raise StoreError(f"The store has format `{version}`, this version reads {FORMAT}.", _REBUILD)
-        return collection, spaces
+        raise StoreError(f"The store has format `{version}`, this version reads {FORMAT}.", _REBUILD)
 
     def _open(self) -> lite.Link:
         self._make_folder()
         self._read_description()
         link = self._dial()
         try:
-            self.is_lite = link.client.get_server_version().startswith("milvus_lite")
             self._ready(link)
         except backend_errors() as error:
             self._let_go(link)
@@ -208,10 +256,15 @@ class Connection:
         if not self._uri:
             return lite.connect(self.folder / LITE, self._belongs)
         try:
-            return lite.Link(lite.client_of(self._uri, _DIAL_S), self._uri)
+            return lite.Link(lite.client_of(self._uri, _DIAL_S, self._token), self._uri)
         except backend_errors() as error:
-            shown = re.sub(r"//[^@/]*@", "//", self._uri)
-            raise StoreError(f"No Milvus server answers at `{shown}`.", "Start it, or correct `store_uri`.") from error
+            shown = _without_password(self._uri)
+            if "UNAUTHENTICATED" in f"{error} {error.__cause__}":
+                raise StoreError(
+                    f"The Milvus server at `{shown}` refuses this user.",
+                    "Set TRIPTYCH_STORE_TOKEN to `USER:PASSWORD`, or to the key that the service gave you.",
+                ) from None
+            raise StoreError(f"No Milvus server answers at `{shown}`.", "Start it, or correct `store_uri`.") from None
 
     def _let_go(self, link: lite.Link, *, lost: bool = False) -> None:
         if self._uri:
@@ -226,26 +279,29 @@ class Connection:
         return bool(self.collection) and bool(client.has_collection(self.collection))
 
     def _read_description(self) -> None:
-        found = self.description()
-        if found is None:
-            self.collection = ""
-            return
-        self.collection, spaces = found
-        if spaces != self._own_spaces():
-            names = ", ".join(str(space[0]) for space in spaces) or "none"
+        self._found = self.description()
+        if self._found is not None and self._found.spaces != self._own_spaces():
+            names = ", ".join(str(space[0]) for space in self._found.spaces) or "none"
             raise StoreError(f"The store was built with other spaces than asked for: `{names}`.", _REBUILD)
 
     def _own_spaces(self) -> list[list[Any]]:
         return [[space.name, space.dim, space.metric] for space in self._spaces]
 
+    def _described(self) -> Description:
+        self.open()
+        if self._found is None:
+            raise StoreError("The store has been erased.", "Open it again.")
+        return self._found
+
     def _ready(self, link: lite.Link) -> None:
         """The collection exists and is loaded (Milvus Lite opens it unloaded)."""
         client = link.client
-        if not (self.collection and client.has_collection(self.collection)):
+        version = client.get_server_version()
+        known = self._found is not None and self._found.backend.version == version
+        if not (known and client.has_collection(self.collection)):
             with _file_lock(self.folder / "create.lock"):
                 self._read_description()
-                if not self.collection:
-                    self._describe()
+                self._describe(client, version)
                 if not client.has_collection(self.collection):
                     self._create(client)
         client.load_collection(self.collection)
@@ -253,12 +309,25 @@ class Connection:
             # Rows that a killed process left in the log become a segment, or every search would index them anew.
             client.flush(self.collection)
 
-    def _describe(self) -> None:
-        self.collection = f"items_{uuid4().hex}"
-        record = {"format": FORMAT, "collection": self.collection, "spaces": self._own_spaces()}
+    def _describe(self, client: Any, version: str) -> None:
+        """Write down what the backend does, and a name for the collection where it has none."""
+        old = self._found
+        if old is not None and old.backend.version == version:
+            return
+        backend = probed(client, version)
+        if old is None:
+            found = Description(f"items_{uuid4().hex}", self._own_spaces(), backend.sparse, backend)
+        else:
+            found = replace(old, backend=backend)
+        if not (found.lexical or found.spaces):
+            raise Unsupported(
+                f"The Milvus server ({version}) has no sparse vectors, and the library has no others.",
+                "Use Milvus 2.4 or newer, or a library with a dense encoder.",
+            )
         draft = self.folder / f"{DESCRIPTION}.{os.getpid()}"
-        draft.write_text(json.dumps(record), "utf-8")
+        draft.write_text(json.dumps({"format": FORMAT, **asdict(found)}), "utf-8")
         draft.replace(self.folder / DESCRIPTION)
+        self._found = found
 
     def _create(self, client: Any) -> None:
         from pymilvus import DataType
@@ -266,16 +335,23 @@ class Connection:
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
         for name, size in LIMITS.items():
             schema.add_field(name, DataType.VARCHAR, max_length=size, is_primary=name == "id")
+        schema.add_field(FACETS, DataType.JSON)
         index = client.prepare_index_params()
-        schema.add_field(LEXICAL.name, DataType.SPARSE_FLOAT_VECTOR)
-        index.add_index(LEXICAL.name, index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
+        if self._found is not None and self._found.lexical:
+            schema.add_field(LEXICAL.name, DataType.SPARSE_FLOAT_VECTOR)
+            index.add_index(LEXICAL.name, index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
         for space in self._spaces:
             schema.add_field(space.name, DataType.FLOAT_VECTOR, dim=space.dim)
             schema.add_field(flag(space), DataType.BOOL)
             index.add_index(space.name, index_type=self._dense_index, metric_type=METRICS[space.metric])
-        client.create_collection(self.collection, schema=schema)
+        # Strong: bookkeeping and counts see what every process has written. Searches ask for less, see `milvus`.
+        client.create_collection(self.collection, schema=schema, consistency_level="Strong")
         # Waiting for the index of an empty collection would only cost half a second for each field.
         client.create_index(self.collection, index, sync=False)
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"//[^@/]*@", "//", uri)
 
 
 @contextmanager

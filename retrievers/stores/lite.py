@@ -209,11 +209,19 @@ def backend_errors() -> tuple[type[Exception], ...]:
     return (MilvusException, grpc.RpcError, ValueError)
 
 
-def client_of(url: str, timeout_s: float) -> Any:
+_GONE = ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED", "Fail connecting", "closed channel")
+
+
+def is_gone(error: Exception) -> bool:
+    """Whether `error` says that nobody answers any more, and not that the backend refused."""
+    return any(sign in str(error) for sign in _GONE)
+
+
+def client_of(url: str, timeout_s: float, token: str = "") -> Any:
     """A client with a connection of its own (pymilvus keeps shared ones open for ever)."""
     from pymilvus import MilvusClient
 
     # Everything pymilvus logs as an error is also raised, with a traceback on stderr that users need not see.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     logging.getLogger("milvus_lite").addHandler(logging.NullHandler())
-    return MilvusClient(url, dedicated=True, timeout=timeout_s, grpc_options=_QUIET_LINE)
+    return MilvusClient(url, token=token, dedicated=True, timeout=timeout_s, grpc_options=_QUIET_LINE)

@@ -1,9 +1,12 @@
-"""Items in one Milvus collection: dense spaces next to BM25, fused by Milvus' own hybrid search.
+"""Items in one Milvus collection: dense spaces next to BM25, fused by rank in Milvus' own hybrid search.
 
 Without a URI the collection lives in a Milvus Lite folder inside the library and any number of processes may use it at
 once (see `lite`); with one it lives on that server. Beside it, in the library's folder, stand `store.json` (see
 `connection`) and the term statistics (see `lexicon`, which also says why BM25 is computed here and not by the
 backend's function).
+
+What differs between backends is asked of them once (see `capabilities`). One without sparse vectors is not searched by
+words, and one without a hybrid search has its routes fused here.
 
 A library may be indexed before its model's weights are on the machine. Every row has its vector fields from the start;
 a row without a vector of a space has zeros there and `has_<space>` false, and routes of that space search only rows
@@ -20,9 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from ...errors import BadInput, StoreError
+from ...errors import BadInput, StoreError, Unsupported
 from ..base import MODALITIES, Hit, Item, Space, Store, StoreStats, Where
-from ..fusion import RRF_K
+from ..filters import AllOf
+from ..fusion import RRF_K, best_first, by_rank, by_score
 from ..text.analysis import terms
 from .connection import LITE, Connection
 from .filters import expression, quoted
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..base import Route
+    from ..fusion import Ranked
 
 __all__ = ["LEXICAL", "LITE", "MilvusStore"]
 
@@ -50,6 +55,13 @@ _BATCH = 500
 _PAGE = 2_000
 _CALL_S = 120.0
 
+_OWN_WRITES = "Session"
+"""What searches and `get` see on a server: all that this process wrote, and what others wrote a moment ago. Everything
+else asks for the newest state, for which a server waits 0.2 s."""
+
+_LEAST = {"cosine": -1.0, "ip": 0.0}
+"""For weighted fusion: inner products below 0 count as 0."""
+
 T = TypeVar("T")
 
 
@@ -63,6 +75,7 @@ class MilvusStore(Store):
         folder: the library's folder; made when missing.
         spaces: the dense spaces of every row, always in the same order.
         uri: `""` for Milvus Lite inside `folder`, else a server (`http://host:19530`).
+        token: `user:password` or a key, where the server asks for one.
         dense_index: `"FLAT"` (exact) or another index type of Milvus for the dense fields.
         flush_rows: rows that may wait outside a segment (Milvus Lite only).
     """
@@ -73,12 +86,13 @@ class MilvusStore(Store):
         spaces: Sequence[Space] = (),
         uri: str = "",
         *,
+        token: str = "",
         dense_index: str = "FLAT",
         flush_rows: int = FLUSH_ROWS,
     ) -> None:
         self.folder = folder
         self.spaces = tuple(spaces)
-        self._connection = Connection(folder, self.spaces, uri, dense_index)
+        self._connection = Connection(folder, self.spaces, uri, dense_index, token)
         self._flush_rows = flush_rows
         self._unflushed = 0
         self._lexicon: Lexicon | None = None
@@ -94,7 +108,7 @@ class MilvusStore(Store):
         found = Connection(folder, (), "", "").description()
         if found is None:
             raise StoreError(f"There is no store in `{folder.name}`.", "Name a folder that `save` wrote.")
-        return cls(folder, [Space(name, "dense", dim, metric) for name, dim, metric in found[1]])
+        return cls(folder, [Space(name, "dense", dim, metric) for name, dim, metric in found.spaces])
 
     def open(self) -> MilvusStore:
         """Connect now, making the collection where there is none.
@@ -102,8 +116,14 @@ class MilvusStore(Store):
         Raises:
             StoreError: the store cannot be opened, is damaged, or has other spaces or a newer format.
         """
-        self._terms()
+        if self._connection.lexical:
+            self._terms()
         return self
+
+    @property
+    def lexical(self) -> bool:
+        """Whether it can be searched by words (Milvus before 2.4 has no sparse vectors)."""
+        return self._connection.lexical
 
     def close(self) -> None:
         """Release files and connection; the next call opens them again."""
@@ -123,7 +143,8 @@ class MilvusStore(Store):
         """Throw all items away and begin anew with this store's spaces, whatever state the old one is in."""
         with self._connection.turn():
             self._connection.erase()
-            self._terms().rewrite(())
+            if self._connection.lexical:
+                self._terms().rewrite(())
 
     def upsert(self, items: Sequence[Item], vectors: Mapping[str, np.ndarray]) -> None:
         """Insert or replace by id; the last of several items with one id counts.
@@ -137,7 +158,7 @@ class MilvusStore(Store):
         """
         if not items:
             return
-        rows = to_rows(items, self.spaces, vectors)
+        rows = to_rows(items, self.spaces, vectors, lexical=self.lexical)
         with self._connection.turn():
             for part in batched(rows.values(), _BATCH):
                 self._put(part)
@@ -146,11 +167,11 @@ class MilvusStore(Store):
         def put(client: Any, collection: str) -> None:
             client.upsert(collection, rows, timeout=_CALL_S)
 
-        self._change("add items", put, [row["id"] for row in rows], [row[LEXICAL.name] for row in rows])
+        self._change("add items", put, [row["id"] for row in rows], [row.get(LEXICAL.name, ()) for row in rows])
 
     def delete(self, where: Where) -> int:
         """Delete what matches; returns how many. An empty `Where` is `BadInput`."""
-        if where == Where():
+        if where in (Where(), Where(filter=AllOf())):
             raise BadInput("The filter of `delete` is empty.", "Name ids, documents, modalities or a uri prefix.")
         with self._connection.turn():
             ids = self.ids(where)
@@ -169,7 +190,18 @@ class MilvusStore(Store):
     def _change(
         self, what: str, work: Callable[[Any, str], None], ids: Sequence[str], added: Sequence[Iterable[int]]
     ) -> None:
-        """One write with its booking in the term statistics. Only inside a turn."""
+        """One write with its booking in the term statistics, where there are any. Only inside a turn."""
+        if self.lexical:
+            self._booked(what, work, ids, added)
+        else:
+            self._write(what, work)
+        self._unflushed += len(ids)
+        if self._unflushed >= self._flush_rows:
+            self._flush()
+
+    def _booked(
+        self, what: str, work: Callable[[Any, str], None], ids: Sequence[str], added: Sequence[Iterable[int]]
+    ) -> None:
         lexicon = self._terms()
         if lexicon.interrupted:  # a writer died between its write and its booking
             lexicon.rewrite(row[LEXICAL.name] for row in self._scan(None, [LEXICAL.name]))
@@ -177,9 +209,6 @@ class MilvusStore(Store):
         lexicon.begin()
         self._write(what, work)
         lexicon.commit(added, removed)
-        self._unflushed += len(ids)
-        if self._unflushed >= self._flush_rows:
-            self._flush()
 
     def flush(self) -> None:
         """Move rows that wait in the log into a segment, where searches are fast (a server does so by itself)."""
@@ -205,11 +234,13 @@ class MilvusStore(Store):
     ) -> list[Hit]:
         """The best `k` items over all routes, ties by id.
 
-        One route gives its own scores (BM25; cosine or inner product). Several are fused by Milvus: `"rrf"` with
-        k = 60, `"weighted"` by the routes' weights over scores that Milvus maps to 0..1.
+        One route gives its own scores (BM25; cosine or inner product). Several are fused: `"rrf"` with k = 60,
+        `"weighted"` by the routes' weights over their scores scaled to 0..1 (see `fusion.by_score`). A lexical route
+        beside others is left out where the backend cannot search by words.
 
         Raises:
             BadInput: k outside 1..16,384, no route, an unknown space, a vector of the wrong size or not finite.
+            Unsupported: only lexical routes, and the backend cannot search by words.
         """
         if not 1 <= k <= MAX_K:
             raise BadInput(f"k is `{k}`.", f"Ask for 1 to {MAX_K}.")
@@ -217,11 +248,17 @@ class MilvusStore(Store):
             raise BadInput("A search needs at least one route.")
         if fusion == "weighted" and not all(0 <= route.weight <= 1 for route in routes):
             raise BadInput("A route's weight is outside 0..1.", "Divide the weights by their sum.")
-        legs = [leg for leg in (self._leg(route, where) for route in routes) if leg is not None]
+        usable = [route for route in routes if route.space.name != LEXICAL.name or self.lexical]
+        if not usable:
+            raise Unsupported(
+                f"The Milvus server ({self._connection.backend.version}) has no sparse vectors: no search by words.",
+                "Search with a dense encoder (`triptych pull`), or use Milvus 2.4 or newer.",
+            )
+        legs = [leg for leg in (self._leg(route, where) for route in usable) if leg is not None]
         if not legs:
             return []
         with self._connection.quiet():
-            ranked = self._one(legs[0], k) if len(routes) == 1 else self._fused(legs, k, fusion)
+            ranked = self._one(legs[0], k) if len(usable) == 1 else self._fused(legs, k, fusion)
         found = {item.id: item for item in self.get([id_ for id_, _ in ranked])}
         return [Hit(found[id_], score) for id_, score in ranked if id_ in found]
 
@@ -229,7 +266,8 @@ class MilvusStore(Store):
         """Items by id, in the order asked; unknown ids are left out."""
         found: dict[str, Item] = {}
         for at in range(0, len(ids), _BATCH):
-            for row in self._rows(Where(ids=tuple(ids[at : at + _BATCH])), ITEM_FIELDS):
+            part = Where(ids=tuple(ids[at : at + _BATCH]))
+            for row in self._select("be read", part, ITEM_FIELDS, consistency_level=_OWN_WRITES):
                 found[row["id"]] = to_item(row)
         return [found[id_] for id_ in ids if id_ in found]
 
@@ -252,20 +290,37 @@ class MilvusStore(Store):
 
     def count(self, where: Where | None = None) -> int:
         """How many items match; without a filter this is cheap."""
-        return int(self._select("be counted", where, ["count(*)"])[0]["count(*)"])
+        return self._count(where)
+
+    def _count(self, where: Where | None, **options: Any) -> int:
+        return int(self._select("be counted", where, ["count(*)"], **options)[0]["count(*)"])
 
     def stats(self) -> StoreStats:
         """Exact counts of what can be found now."""
         total = self.count()
         # Milvus Lite counts a filter's matches by reading their rows, so the most frequent kind is what remains.
-        others: dict[str, int] = {kind: self.count(Where(modalities=(kind,))) for kind in MODALITIES if kind != "text"}
+        others: dict[str, int] = {
+            kind: self._count(Where(modalities=(kind,)), consistency_level=_OWN_WRITES)
+            for kind in MODALITIES
+            if kind != "text"
+        }
         by_modality: dict[str, int] = {"text": total - sum(others.values()), **others}
         return StoreStats(
             items=total,
             by_modality={kind: n for kind, n in by_modality.items() if n},
-            spaces=(LEXICAL.name, *(space.name for space in self.spaces)),
+            spaces=(*((LEXICAL.name,) if self.lexical else ()), *(space.name for space in self.spaces)),
             backend="milvus-lite" if self._connection.is_lite else "milvus",
+            version=self._connection.backend.version,
+            can=self._connection.backend.names,
         )
+
+    def note(self) -> str | None:
+        """What a reader of answers should know about the backend, or None."""
+        if self.lexical:
+            return None
+        backend = self._connection.backend
+        mend = "run `triptych index --rebuild`" if backend.sparse else "use Milvus 2.4 or newer"
+        return f"This library has no sparse vectors (Milvus {backend.version}): search is dense only; {mend}."
 
     def save(self, folder: Path) -> None:
         """Write all rows into a new Milvus Lite store in `folder`; into its own folder: make them durable."""
@@ -292,16 +347,16 @@ class MilvusStore(Store):
             if route.text is None:
                 raise BadInput("The lexical route needs the query's text.")
             weights = self._terms().query_weights(terms(route.text, "query"))
-            return Leg(LEXICAL.name, weights, "IP", filter_, route.weight) if weights else None
+            return Leg(LEXICAL.name, weights, "IP", filter_, route.weight, 0.0) if weights else None
         space = next((space for space in self.spaces if space.name == route.space.name), None)
         if space is None or route.vector is None:
             raise BadInput(f"No search in space `{route.space.name}`.", "Give a vector of a space the store has.")
         vector = checked(np.atleast_2d(route.vector), space, 1)[0]
         only = f"{flag(space)} == true"
         both = f"{only} and {filter_}" if filter_ else only
-        return Leg(space.name, vector, METRICS[space.metric], both, route.weight)
+        return Leg(space.name, vector, METRICS[space.metric], both, route.weight, _LEAST[space.metric])
 
-    def _one(self, leg: Leg, k: int) -> list[tuple[str, float]]:
+    def _one(self, leg: Leg, k: int) -> Ranked:
         # Ask for more until the hits tied with the last one are all there, or "ties by id" would be up to the backend.
         limit = min(k + 16, MAX_K)
         while True:
@@ -319,36 +374,49 @@ class MilvusStore(Store):
             limit=limit,
             output_fields=["id"],
             search_params={"metric_type": leg.metric},
+            consistency_level=_OWN_WRITES,
             timeout=_CALL_S,
         )
 
-    def _fused(self, legs: Sequence[Leg], k: int, fusion: str) -> list[tuple[str, float]]:
-        from pymilvus import AnnSearchRequest, RRFRanker, WeightedRanker
-
+    def _fused(self, legs: Sequence[Leg], k: int, fusion: str) -> Ranked:
         depth = min(max(k, DEPTH), MAX_K)
-        ranker = RRFRanker(RRF_K) if fusion == "rrf" else WeightedRanker(*(leg.weight for leg in legs))
+        if fusion == "rrf" and self._connection.backend.hybrid:
+            return self._fused_by_backend(legs, depth)[:k]
+        lists = [self._one(leg, depth) for leg in legs]
+        if fusion == "rrf":
+            return by_rank([[id_ for id_, _ in ranked] for ranked in lists])[:k]
+        return by_score(lists, [leg.weight for leg in legs], [leg.least for leg in legs])[:k]
+
+    def _fused_by_backend(self, legs: Sequence[Leg], depth: int) -> Ranked:
+        from pymilvus import AnnSearchRequest, RRFRanker
+
         asked = [
             AnnSearchRequest([leg.data], leg.field, {"metric_type": leg.metric}, limit=depth, expr=leg.filter or None)
             for leg in legs
         ]
         limit = min(depth * len(legs), MAX_K)
-        ranked = self._hits(
+        return self._hits(
             lambda client, collection: client.hybrid_search(
-                collection, asked, ranker, limit=limit, output_fields=["id"], timeout=_CALL_S
+                collection,
+                asked,
+                RRFRanker(RRF_K),
+                limit=limit,
+                output_fields=["id"],
+                consistency_level=_OWN_WRITES,
+                timeout=_CALL_S,
             )
         )
-        return ranked[:k]
 
-    def _hits(self, work: Callable[[Any, str], Any]) -> list[tuple[str, float]]:
+    def _hits(self, work: Callable[[Any, str], Any]) -> Ranked:
         found = self._connection.call("be searched", work)[0]
-        return sorted(((hit["id"], float(hit["distance"])) for hit in found), key=lambda hit: (-hit[1], hit[0]))
+        return best_first({hit["id"]: float(hit["distance"]) for hit in found})
 
     def _rows(self, where: Where, fields: list[str]) -> list[dict[str, Any]]:
         """Rows of at most `_BATCH` ids."""
         return self._select("be read", where, fields) if where.ids else []
 
-    def _select(self, what: str, where: Where | None, fields: list[str]) -> list[dict[str, Any]]:
-        return self._query(what, expression(where), fields)
+    def _select(self, what: str, where: Where | None, fields: list[str], **options: Any) -> list[dict[str, Any]]:
+        return self._query(what, expression(where), fields, **options)
 
     def _query(self, what: str, filter_: str, fields: list[str], **options: Any) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self._connection.call(
@@ -393,3 +461,4 @@ class Leg:
     metric: str
     filter: str
     weight: float
+    least: float

@@ -13,6 +13,7 @@ from ...errors import BadInput
 from ..base import Item, MediaRef, Source
 from ..searchable import searchable_text
 from ..text.analysis import terms
+from .filters import FACETS, facets
 from .lexicon import LEXICAL, item_weights
 
 if TYPE_CHECKING:
@@ -23,8 +24,16 @@ if TYPE_CHECKING:
 MAX_BYTES = 65_535
 """What one VARCHAR field holds, in UTF-8."""
 
-LIMITS = {"id": 256, "uri": 4096, "document": 256, "modality": 16, "text": MAX_BYTES, "payload": MAX_BYTES}
-"""The scalar fields and their sizes in bytes."""
+LIMITS = {
+    "id": 256,
+    "uri": 4096,
+    "document": 256,
+    "modality": 16,
+    "modified": 32,
+    "text": MAX_BYTES,
+    "payload": MAX_BYTES,
+}
+"""The text fields and their sizes in bytes."""
 
 ITEM_FIELDS = ["id", "text", "modality", "payload"]
 """What `to_item` needs."""
@@ -36,7 +45,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 def check_spaces(spaces: Sequence[Space]) -> None:
     """Refuse spaces that cannot be fields of a row."""
     for space in spaces:
-        free = space.name not in (*LIMITS, LEXICAL.name)
+        free = space.name not in (*LIMITS, LEXICAL.name, FACETS)
         if not (free and space.kind == "dense" and _NAME.fullmatch(space.name) and space.metric in METRICS):
             raise BadInput(f"Space `{space.name}` cannot be a field.", "Dense spaces in snake_case, cosine or ip.")
 
@@ -47,9 +56,13 @@ def flag(space: Space) -> str:
 
 
 def to_rows(
-    items: Sequence[Item], spaces: Sequence[Space], vectors: Mapping[str, np.ndarray]
+    items: Sequence[Item], spaces: Sequence[Space], vectors: Mapping[str, np.ndarray], *, lexical: bool = True
 ) -> dict[str, dict[str, Any]]:
-    """Rows by id. A space that `vectors` leaves out is zeros with its flag down."""
+    """Rows by id. A space that `vectors` leaves out is zeros with its flag down.
+
+    Args:
+        lexical: whether the collection has the field of that name.
+    """
     known = {space.name for space in spaces}
     for name in vectors:
         if name not in known:
@@ -58,6 +71,8 @@ def to_rows(
     rows = {}
     for n, item in enumerate(items):
         row = _row(item)
+        if lexical:
+            row[LEXICAL.name] = item_weights(terms(searchable_text(item)))
         for space in spaces:
             row[flag(space)] = space.name in given
             row[space.name] = given[space.name][n] if space.name in given else [0.0] * space.dim
@@ -79,13 +94,9 @@ def checked(vectors: Any, space: Space, n: int) -> np.ndarray:
 
 def _row(item: Item) -> dict[str, Any]:
     media = None if item.media is None else asdict(item.media)
+    found = facets(item.meta)
     try:
-        payload = json.dumps(
-            {"source": asdict(item.source), "media": media, "meta": dict(item.meta)},
-            ensure_ascii=False,
-            allow_nan=False,
-            separators=(",", ":"),
-        )
+        payload = _json({"source": asdict(item.source), "media": media, "meta": dict(item.meta)})
     except (TypeError, ValueError) as error:
         raise BadInput(f"The metadata of item `{item.id}` is not JSON: {error}.") from None
     row = {
@@ -93,22 +104,27 @@ def _row(item: Item) -> dict[str, Any]:
         "uri": item.source.uri,
         "document": str(item.meta.get("document", "")),
         "modality": item.modality,
+        "modified": str(item.meta.get("modified", "")),
         "text": item.text,
         "payload": payload,
     }
-    for name, value in row.items():
+    for name, value in (*row.items(), (FACETS, _json(found))):
         try:
             size = len(value.encode())
         except UnicodeEncodeError:
             raise BadInput(f"The {name} of item `{item.id!a}` is not valid Unicode.") from None
-        if size > LIMITS[name]:
+        limit = LIMITS.get(name, MAX_BYTES)
+        if size > limit:
             raise BadInput(
-                f"The {name} of item `{item.id[:80]}` has {size:,} bytes.",
-                f"A row holds {LIMITS[name]:,}: cut it smaller.",
+                f"The {name} of item `{item.id[:80]}` has {size:,} bytes.", f"A row holds {limit:,}: cut it smaller."
             )
     if not item.id:
         raise BadInput("An item has an empty id.")
-    return {**row, LEXICAL.name: item_weights(terms(searchable_text(item)))}
+    return {**row, FACETS: found}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def to_item(row: Mapping[str, Any]) -> Item:

@@ -21,10 +21,10 @@ BATCH = 256
 """Items that are encoded and written between two reports of progress."""
 
 
-def store_in(folder: Path | None, spaces: Sequence[Space], uri: str = "") -> MilvusStore:
+def store_in(folder: Path | None, spaces: Sequence[Space], uri: str = "", token: str = "") -> MilvusStore:
     """A store in `folder`, or in a temporary one that goes when the store does."""
     if folder is not None:
-        return MilvusStore(folder, spaces, uri)
+        return MilvusStore(folder, spaces, uri, token=token)
     made = Path(mkdtemp(prefix="triptych-"))
     store = MilvusStore(made, spaces)
     weakref.finalize(store, _remove, made)

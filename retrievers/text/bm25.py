@@ -35,7 +35,7 @@ class BM25(Retriever):
     @classmethod
     def load(cls, card: Card, parts: Parts, folder: Path | None = None) -> BM25:
         """Over a store in `folder`, or in a temporary folder that goes when the retriever does."""
-        return cls(store_in(folder, (), parts.settings.store_uri))
+        return cls(store_in(folder, (), parts.settings.store_uri, parts.settings.store_token))
 
     @classmethod
     def tiny(cls, seed: int = 0) -> BM25:

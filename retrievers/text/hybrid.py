@@ -3,7 +3,8 @@
 BM25 and one dense encoder over one store: each route gives its best 100 or more, and an item's score is the sum of
 1 / (60 + rank). Milvus' own hybrid search does the fusing. Without an encoder (its weights are not here yet) it is
 BM25 alone, with BM25's scores; items added in that time are found by the dense route once they are added again. So it
-is for a query in a script that the encoder cannot read: its vectors would only push right answers down.
+is for a query in a script that the encoder cannot read: its vectors would only push right answers down. On a server
+without sparse vectors it is the dense route alone.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class Hybrid(Retriever):
             MissingWeights: the encoder's weights are not on this machine.
         """
         encoder = parts.encoder()
-        return cls(store_in(folder, [encoder.space], parts.settings.store_uri), encoder)
+        settings = parts.settings
+        return cls(store_in(folder, [encoder.space], settings.store_uri, settings.store_token), encoder)
 
     @classmethod
     def tiny(cls, seed: int = 0) -> Hybrid:
@@ -79,7 +81,7 @@ class Hybrid(Retriever):
 
     def search(self, query: Query, k: int, where: Where | None = None) -> list[Hit]:
         routes = [Route(LEXICAL, text=text_of(query))]
-        if self.encoder is not None and self.encoder.reads(query):
+        if self.encoder is not None and (self.encoder.reads(query) or not self.store.lexical):
             routes.append(Route(self.encoder.space, vector=self.encoder.encode([query], "query")[0]))
         return self.store.search(routes, k, where)
 
