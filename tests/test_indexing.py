@@ -133,6 +133,13 @@ def test_missing_paths_are_refused_before_anything_is_done(library: Triptych, pa
         library.index(path)
 
 
+def test_a_file_dated_far_ahead_is_read_like_any_other(library: Triptych, docs: Path) -> None:
+    os.utime(docs / "ferry.txt", (10_413_792_000, 10_413_792_000))  # the year 2300
+    assert library.index(docs).problems == []
+    assert library.index(docs).unchanged == len(FACTS)
+    assert "docs/ferry.txt" in found(library, "ferry pier")
+
+
 def test_cancelling_keeps_what_was_acknowledged(library: Triptych, docs: Path) -> None:
     library.index(docs)
     for n in range(30):

@@ -23,6 +23,7 @@ from .schemas import FileProblem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from os import stat_result
     from pathlib import Path
 
     from ..retrievers.base import Item, Retriever
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 BATCH = 512
 """Passages encoded and stored at once."""
 _BLOCK = 1 << 20
+_LATEST = (1 << 63) - 1
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +140,7 @@ class Indexing:
 
     def _is_unchanged(self, known: FileRow, path: Path) -> bool:
         stat = path.stat()
-        return not self._must_read(known) and (known.size, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+        return not self._must_read(known) and (known.size, known.mtime_ns) == (stat.st_size, _changed(stat))
 
     def _must_read(self, known: FileRow) -> bool:
         gained_vectors = self._encoded and not known.encoded
@@ -146,7 +148,7 @@ class Indexing:
 
     def _row(self, file: Found) -> FileRow:
         stat = file.path.stat()
-        return FileRow(file.uri, _sha256(file.path), stat.st_size, stat.st_mtime_ns, encoded=self._encoded)
+        return FileRow(file.uri, _sha256(file.path), stat.st_size, _changed(stat), encoded=self._encoded)
 
     def _store(self, files: Sequence[_Read]) -> None:
         """Write all passages, then acknowledge file by file."""
@@ -195,6 +197,11 @@ def delete_passages(retriever: Retriever, catalog: Catalog, ids: Sequence[str]) 
 def clear_leftovers(retriever: Retriever, catalog: Catalog) -> int:
     """Remove what an interrupted write left behind; returns how many passages."""
     return delete_passages(retriever, catalog, catalog.leftovers())
+
+
+def _changed(stat: stat_result) -> int:
+    """When a file was last changed, in nanoseconds that the catalogue's 64 bits hold (years 1677 to 2262)."""
+    return max(-_LATEST, min(stat.st_mtime_ns, _LATEST))
 
 
 def _dated(items: Sequence[Item], mtime_ns: int) -> list[Item]:
