@@ -222,7 +222,9 @@ def _names(one: Result, view: View) -> list[str]:
 
 def _on(one: Result, view: View) -> str:
     """The data; sizes other than the collections' own are reached with synthetic data."""
-    real = [] if view.across == ("items",) else [report.sizes(data) for data in one.data if not data.synthetic]
+    named = {arm.settings["data"] for arm in one.arms if "data" in arm.settings}
+    shown = [data for data in one.data if not data.synthetic and (not named or data.name in named)]
+    real = [] if view.across == ("items",) else [report.sizes(data) for data in shown]
     if real:
         return f" on {' and '.join(real)}"
     return " on synthetic data: cost, not quality" if any(data.synthetic for data in one.data) else ""
