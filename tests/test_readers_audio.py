@@ -25,6 +25,9 @@ from triptych.retrievers.readers import _container, _speech, detect, read
 from triptych.retrievers.readers.base import Document, Limits
 from triptych.retrievers.readers.picture import picture
 
+sys.path.append(str(Path(__file__).parent))
+from media_files import damaged, make, refused
+
 CLIP = Path(__file__).parent / "data" / "speech.ogg"
 RATE = 16_000
 SPEECH = "moonshine_tiny_en"
@@ -65,22 +68,6 @@ def coded(
 @pytest.fixture(scope="module")
 def said() -> np.ndarray:
     return decoded(CLIP)
-
-
-def make(folder: Path, name: str, content: bytes, limits: Limits | None = None) -> Document:
-    path = folder / name
-    path.write_bytes(content)
-    return read(path, f"box/{name}", limits)
-
-
-def refused(folder: Path, name: str, content: bytes, limits: Limits | None = None) -> UnreadableFile:
-    start = time.monotonic()
-    with pytest.raises(UnreadableFile) as caught:
-        make(folder, name, content, limits)
-    assert time.monotonic() - start < 5
-    assert f"`box/{name}`" in caught.value.message
-    assert caught.value.hint
-    return caught.value
 
 
 def check(document: Document) -> None:
@@ -401,13 +388,4 @@ def short_files(said: np.ndarray) -> list[bytes]:
 def test_damaged_files_end_in_a_named_error_or_in_what_is_left(
     tmp_path: Path, short_files: list[bytes], data: st.DataObject
 ) -> None:
-    content = bytearray(data.draw(st.sampled_from(short_files)))
-    for _ in range(data.draw(st.integers(0, 8))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    cut = data.draw(st.integers(1, len(content)))
-    start = time.monotonic()
-    try:
-        check(make(tmp_path, "a.bin", bytes(content[:cut])))
-    except UnreadableFile as error:
-        assert "`box/a.bin`" in error.message and error.hint
-    assert time.monotonic() - start < 5
+    damaged(tmp_path, short_files, data, check)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-import time
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -17,12 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
-from triptych import MissingExtra, Settings, Triptych, UnreadableFile
+from triptych import MissingExtra, Settings, Triptych
 from triptych.retrievers.base import MediaRef
 from triptych.retrievers.chunking import chunk
-from triptych.retrievers.readers import read, video
+from triptych.retrievers.readers import video
 from triptych.retrievers.readers.base import Document, Limits
 from triptych.retrievers.readers.picture import picture
+
+sys.path.append(str(Path(__file__).parent))
+from media_files import damaged, make, refused
 
 CLIP = Path(__file__).parent / "data" / "speech.ogg"
 RATE = 16_000
@@ -91,22 +93,6 @@ def filmed(
                 made.mux(voice.encode(part))
             made.mux(voice.encode(None))
     return target.getvalue()
-
-
-def make(folder: Path, name: str, content: bytes, limits: Limits | None = None) -> Document:
-    path = folder / name
-    path.write_bytes(content)
-    return read(path, f"box/{name}", limits)
-
-
-def refused(folder: Path, name: str, content: bytes, limits: Limits | None = None) -> UnreadableFile:
-    start = time.monotonic()
-    with pytest.raises(UnreadableFile) as caught:
-        make(folder, name, content, limits)
-    assert time.monotonic() - start < 5
-    assert f"`box/{name}`" in caught.value.message
-    assert caught.value.hint
-    return caught.value
 
 
 def spans(document: Document) -> list[tuple[float, float]]:
@@ -367,13 +353,4 @@ def short_files() -> list[bytes]:
 def test_damaged_files_end_in_a_named_error_or_in_what_is_left(
     tmp_path: Path, short_files: list[bytes], data: st.DataObject
 ) -> None:
-    content = bytearray(data.draw(st.sampled_from(short_files)))
-    for _ in range(data.draw(st.integers(0, 8))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    cut = data.draw(st.integers(1, len(content)))
-    start = time.monotonic()
-    try:
-        check(make(tmp_path, "a.bin", bytes(content[:cut])))
-    except UnreadableFile as error:
-        assert "`box/a.bin`" in error.message and error.hint
-    assert time.monotonic() - start < 5
+    damaged(tmp_path, short_files, data, check)
