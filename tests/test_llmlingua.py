@@ -233,3 +233,10 @@ def test_load_needs_a_local_model() -> None:
         LLMLingua.load(card("llmlingua"), SimpleNamespace(lm=missing, encoder=missing))
     made = LLMLingua.load(card("llmlingua"), SimpleNamespace(lm=TransformersLM.tiny, encoder=missing))
     assert made.relevance is None
+
+
+@pytest.mark.parametrize("texts", [["0"], ["0", "0", "0"]])
+def test_a_text_of_few_tokens_has_nothing_to_split(ours: OfflineCompressor, texts: list[str]) -> None:
+    decided = ours.decide(texts, 0.5, 1)
+    assert len(decided.kept) == len(decided.spans)
+    assert decided.kept.any()

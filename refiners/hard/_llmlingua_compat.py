@@ -10,6 +10,7 @@ What this file changes in `PromptCompressor`, and nothing else:
 - positions ride along: `decide` hands the package token ids that carry their position in the upper half of each 64-bit
   id. The package only copies, cuts and joins ids, so those that come back say which tokens it kept, and `get_ppl`
   strips the positions before the model sees them;
+- a text of one token, of which there is no loss, is kept (the package fails on it);
 - between windows it calls `progress.step`.
 """
 
@@ -110,6 +111,13 @@ class OfflineCompressor(PromptCompressor):  # type: ignore[misc]
         result = losses.mean() if granularity == "sentence" else losses
         pairs = [[layer.keys, layer.values] for layer in cache.layers]
         return (result, pairs) if return_kv else result
+
+    def get_estimate_threshold_base_distribution(self, ppl: Any, ratio: float, condition_flag: bool = False) -> float:
+        """The loss that splits `ppl` at `ratio`. Without losses (a text of one token) there is nothing to split."""
+        if not (ppl != 10000).any():
+            return float("-inf")
+        found: float = super().get_estimate_threshold_base_distribution(ppl, ratio, condition_flag)
+        return found
 
     def control_sentence_budget(self, *args: Any, **kwargs: Any) -> Any:
         """Not offered: the package's sentence filter wants a model of nltk that it would have to download."""
