@@ -13,12 +13,13 @@ export MILVUS_ENV ?= $(CURDIR)/.cache/milvus-$(MILVUS_VERSION)
 
 .PHONY: demo test test-milvus check dist bench results weights clean
 
-demo: $(VENV)/.installed-mcp
+demo: $(VENV)/.installed-mcp,office,audio,video
 	$(PULL)
 	$(VENV)/bin/triptych demo
 
 test: $(VENV)/.installed-test,check
 	$(PULL)
+	TRIPTYCH_SPEECH=whisper_base $(PULL)
 	$(PY) -m pytest
 
 # The store on a real, old Milvus server and on a newer one over TCP. The server listens on all interfaces, so the tests

@@ -32,14 +32,19 @@ class Settings:
         encoder, reranker, refiner: system ids (see `triptych systems`), `"none"` where a stage is off.
         lm: the weights of the small language model that perplexity systems use.
         speech: the weights that recognise speech in sound and video.
+        tags: the weights that name what pictures show.
+        spaces: comma-separated ids of encoders whose spaces a library gains when its contents call for them.
         store_uri: `""` for Milvus Lite inside the library's folder, else the URI of a Milvus server.
+        store_collection: `""` for collections of each library's own on that server, else how the names of those begin
+            that all libraries share, each as a tenant of a random name.
         store_token: `user:password` or the key that this server asks for; never shown, logged or written.
         tokenizer: what budgets are counted in.
         max_tokens, max_tokens_cap: default and largest budget of tools that return evidence.
         depth: how many hits are searched; the first `rerank_depth` of them are reranked.
         quality: `"default"` keeps the latency bar, `"high"` takes the better and slower systems.
-        precision: `"auto"` (bfloat16 where the processor computes in it, else float32), `"float32"`, `"bfloat16"`.
-        threads: torch threads, 0 for torch's own choice.
+        precision: `"float32"`, `"bfloat16"`, `"int8"` (the text encoder; other models as in `"auto"`), or `"auto"`:
+            each model in the fastest of these that it has and the processor computes in.
+        threads: how many threads models compute with, 0 for torch's own choice.
     """
 
     home: Path
@@ -49,7 +54,10 @@ class Settings:
     refiner: str = "llmlingua"
     lm: str = "smollm2_135m_instruct"
     speech: str = "moonshine_tiny_en"
+    tags: str = "image_tags"
+    spaces: str = ""
     store_uri: str = ""
+    store_collection: str = ""
     store_token: str = field(default="", repr=False)
     tokenizer: str = "o200k_base"
     max_tokens: int = 6000
@@ -59,6 +67,11 @@ class Settings:
     quality: str = "default"
     precision: str = "auto"
     threads: int = 0
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """The ids in `spaces`."""
+        return tuple(name.strip() for name in self.spaces.split(",") if name.strip() not in ("", "none"))
 
     @property
     def libraries(self) -> Path:

@@ -3,7 +3,8 @@
     python benchmarks/tables.py          # write both
     python benchmarks/tables.py --check  # exit 1 when one of them differs from what the results give
 
-README gets one short table for each claim, measured.md everything. A result that has not been made has no table.
+README gets one short table for each claim, measured.md everything. A result that has not been made has no table, and no
+row in the table of search, which has one for each collection.
 """
 
 from __future__ import annotations
@@ -143,6 +144,46 @@ VIEWS = {
 """By the result's name or its kind, in the order of the page."""
 
 
+@dataclass(frozen=True)
+class Row:
+    """A row of the table of search: a result, what is asked and searched in it, and the metric that fits."""
+
+    what: str
+    result: str
+    metric: str = "nDCG@10"
+
+
+SINGLE = "recall@10"
+"""For collections in which most of what is found is found by luck: what luck gives can be told."""
+
+SEARCHED = (
+    Row("claims → abstracts", "retrieval_scifact"),
+    Row("questions → abstracts", "retrieval_cranfield"),
+    Row("English questions → English paragraphs", "retrieval_xquad_en_en"),
+    Row("Chinese questions → Chinese paragraphs", "retrieval_xquad_zh_zh"),
+    Row("Chinese questions → English paragraphs", "retrieval_xquad_zh_en"),
+    Row("English questions → Chinese paragraphs", "retrieval_xquad_en_zh"),
+    Row("Chinese dish names → recipes", "retrieval_cook_zh_text"),
+    Row("questions → pages of filings, their text", "retrieval_financebench_pages_text"),
+    Row("of these, the pages that there are pictures of, their text", "retrieval_financebench_pages_media_text"),
+    Row("the pictures of these pages", "retrieval_financebench_pages_media"),
+    Row("captions → photos", "retrieval_flickr8k_100_media", SINGLE),
+    Row("Chinese dish names → photos", "retrieval_cook_zh_media", SINGLE),
+    Row("captions → films without sound", "retrieval_video_tiny_media", SINGLE),
+    Row("names of sounds → clips without speech", "retrieval_esc50_subset_media", SINGLE),
+)
+
+FUSED_WITH = "embedded+use_multilingual"
+COLUMNS = {
+    "BM25": ("bm25",),
+    "dense": ("all_minilm_l6_v2",),
+    "multilingual": ("use_multilingual",),
+    "fused": ("embedded", "hybrid"),
+    "fused, multilingual asked for": (FUSED_WITH,),
+}
+"""Column → the systems whose figure stands there: the first that the result has."""
+
+
 def main(arguments: Sequence[str]) -> int:
     """Write the pages, or compare them with the results; the exit status is 1 when one differs."""
     found = results()
@@ -182,8 +223,15 @@ def parts(found: Sequence[Result]) -> Iterator[str]:
     if rows := bars(found):
         yield "**Bars** that were set before anything was measured:"
         yield report.table(["what", "bar", "measured", ""], rows, text=4)
+    if rows := search_rows(found):
+        yield (
+            "**Search** by route, each alone and fused as a library of the profile `embedded` does it by itself "
+            "(`python benchmarks/measure.py DATA`):"
+        )
+        yield report.table(["asked → searched", "data", "metric", *COLUMNS, "by luck"], rows, text=3)
     for one in found:
-        yield from _shown(one)
+        if one.name not in {row.result for row in SEARCHED} or _reranks(one):
+            yield from _shown(one)
     if found:
         yield "Every arm, every metric and every paired test: [docs/measured.md](docs/measured.md)."
 
@@ -195,6 +243,38 @@ def bars(found: Sequence[Result]) -> list[list[str]]:
     return [
         [bar.what, bar.bound, report.figure(value), "met" if bar.met(value) else "**missed**"] for bar, value in there
     ]
+
+
+def search_rows(found: Sequence[Result]) -> list[list[str]]:
+    """Of each result of `SEARCHED` that is there: what, data, metric, a figure for each of `COLUMNS`, and luck's."""
+    by_name = {one.name: one for one in found}
+    return [
+        [
+            row.what,
+            report.sizes(by_name[row.result].data[0]),
+            row.metric,
+            *(_figure_of(by_name[row.result], systems, row.metric) for systems in COLUMNS.values()),
+            _by_luck(by_name[row.result], row.metric),
+        ]
+        for row in SEARCHED
+        if row.result in by_name
+    ]
+
+
+def _figure_of(one: Result, systems: Sequence[str], metric: str) -> str:
+    """The figure of the first of `systems` that was measured, `""` where none was."""
+    arms = [arm for name in systems for arm in one.arms if arm.system == name and metric in arm.metrics]
+    return report.figure(arms[0].metrics[metric]) if arms else ""
+
+
+def _by_luck(one: Result, metric: str) -> str:
+    """What ten passages drawn at random give, where that can be told."""
+    passages = one.data[0].sizes.get("passages", 0)
+    return report.figure(min(1.0, 10 / passages)) if metric == SINGLE and passages else ""
+
+
+def _reranks(one: Result) -> bool:
+    return any("rerank_ms_p50" in arm.metrics for arm in one.arms)
 
 
 def _key(one: Result) -> str:

@@ -1,8 +1,12 @@
 """Make the sample library `docs/sample/vessey-holm`: `python docs/make_sample.py [FOLDER]`.
 
-Markdown, HTML and UTF-8 text stand in that folder as they were written; this script leaves them alone, or copies them
-when FOLDER is another one. Everything else (PDF, pictures, texts in older encodings) it makes from the words in
-`docs/sample_text` with fixed seeds and dates, so a second run gives the same bytes.
+Markdown, HTML and UTF-8 text stand in that folder as they were written, and so does the voice note; this script leaves
+them alone, or copies them when FOLDER is another one. Everything else (PDF, pictures, Office files, the film, texts in
+older encodings) it makes from what stands in `docs/sample_text`, with fixed seeds and dates, so a second run gives the
+same bytes.
+
+Nobody spoke the voice note and the film's sound: they are `SPOKEN`, read by the synthesiser espeak-ng (GPL-3.0, whose
+output is not under its licence) with `espeak-ng -v VOICE -s 145 -w a.wav WORDS` and coded as Opus at 16 kbit/s.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from pathlib import Path
 import numpy as np
 import pypdfium2
 from fpdf import FPDF
+from make_film import film
+from make_office import word, workbook
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 HERE = Path(__file__).resolve().parent
@@ -32,6 +38,28 @@ GREY = (120, 126, 134)
 
 PUPS = {2019: 312, 2020: 298, 2021: 341, 2022: 367, 2023: 389, 2024: 402}
 SEAGRASS = {2016: 6.2, 2018: 5.1, 2020: 4.4, 2022: 5.0, 2024: 5.8}
+
+SPOKEN = {
+    "sample/vessey-holm/radio/voice-note-2024-09-15.ogg": (
+        "en-us+m3",
+        "This is Tomas Breck, on Sunday evening. The wood pile was a bad hiding place, so I have moved the key to the "
+        "boat shed. The key now hangs inside the yellow kayak, under the front seat. Please tell the new students. "
+        "Also, somebody left a window open in the laboratory, and the wind has sorted all our papers.",
+    ),
+    "sample_text/lamp-change.ogg": (
+        "en-us+f3",
+        "Turn off the power and close the water valve. Wait fifteen minutes, because the lamp is hot. Never touch the "
+        "new lamp with your fingers. Put on the white gloves from the green toolbox.",
+    ),
+}
+"""Sound files below this folder: the synthesiser's voice, and the words."""
+
+SLIDES = (
+    (3.0, (32, 58, 92), ("Changing the UV lamp", "Plant room, by Anneke Voss", "Once in 12 months")),
+    (3.5, (24, 84, 68), ("1. Let it cool", "Switch off at the red box", "Sleeve comes out to the left")),
+    (3.5, (120, 54, 40), ("2. Clean the sleeve", "Vinegar, never soap", "Scratched? Use the spare")),
+    (4.0, (70, 60, 96), ("3. Put it back", "Ring nut: 6 Nm, by hand key", "Hold RESET for 5 seconds")),
+)
 
 Block = str | list[list[str]]
 
@@ -59,6 +87,16 @@ def _words(name: str) -> str:
 def encoded(name: str, encoding: str) -> bytes:
     """A text in an encoding other than UTF-8."""
     return _words(name).encode(encoding)
+
+
+def specification(name: str, date: datetime) -> bytes:
+    """A Word document from the words of `name`."""
+    return word(_words(name), date)
+
+
+def spreadsheet(name: str, title: str, date: datetime) -> bytes:
+    """An Excel workbook from the words of `name`."""
+    return workbook(_words(name), title, date)
 
 
 # Reports: PDF with a text layer
@@ -390,17 +428,22 @@ MADE: dict[str, Callable[[], bytes]] = {
     "archive/keepers-log-1931-scan.pdf": partial(scan, "keepers-log-1931", datetime(2016, 5, 9, tzinfo=UTC), 1931),
     "charts/seagrass-area.png": line,
     "charts/seal-pups.png": bars,
+    "film/uv-lamp.mp4": partial(film, SLIDES, WORDS / "lamp-change.ogg", "Changing the UV lamp"),
     "letters/lefevre-2019.txt": partial(encoded, "letter-lefevre-2019", "latin-1"),
     "maps/island-plan.png": chart_of_the_island,
     "partner/letter-on-seeds.txt": partial(encoded, "letter-on-seeds", "gb18030"),
     "photos/landing-sign.jpg": partial(sign, 37),
     "photos/receipt-chandlery.jpg": partial(receipt, "receipt", 20931),
     "photos/specimen-label.jpg": partial(label, 417),
+    "projects/tower-repointing.docx": partial(specification, "tower-repointing", datetime(2024, 9, 9, tzinfo=UTC)),
     "reports/annual-report-2023.pdf": partial(report, "annual-report-2023", datetime(2024, 4, 22, tzinfo=UTC)),
     "reports/sula-maintenance-schedule.pdf": partial(
         report, "sula-maintenance-schedule", datetime(2024, 3, 18, tzinfo=UTC)
     ),
     "reports/water-quality-2024.pdf": partial(report, "water-quality-2024", datetime(2024, 11, 4, tzinfo=UTC)),
+    "stores/equipment-register.xlsx": partial(
+        spreadsheet, "equipment-register", "Equipment register, November 2024", datetime(2024, 11, 1, tzinfo=UTC)
+    ),
 }
 
 

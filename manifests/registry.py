@@ -14,7 +14,7 @@ from ..errors import BadInput, UnknownSystem
 
 ROLES = ("retriever", "reranker", "refiner")
 FIDELITIES = ("released-weights", "from-paper", "reconstructed", "ours", "baseline")
-EXTRAS = ("mcp", "office", "audio", "video", "train", "all")
+EXTRAS = ("mcp", "office", "audio", "whisper", "video", "train", "all")
 _MODALITIES = ("text", "page", "image", "audio", "video")
 _CHECKPOINT_FIELDS = {"name", "format", "native", "revision"}
 

@@ -63,6 +63,8 @@ class Carrier:
         bytes: size of the wheel.
         platform: whose wheel is taken, where a package has one for each platform with the same files in all: the
             smallest. Nothing in it is run, so it need not be this machine's.
+        rest: further wheels, where one does not hold everything. A file that is spread over several stands in them in
+            pieces, `PATH.part1`, `PATH.part2`, ….
     """
 
     kind: Literal["hub", "wheel"]
@@ -71,6 +73,18 @@ class Carrier:
     folder: str = ""
     bytes: int = 0
     platform: str = ""
+    rest: tuple[Carrier, ...] = ()
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Carrier:
+        """A carrier from its TOML table, in which `rest` holds tables with what is not as in this one."""
+        common = {key: value for key, value in entry.items() if key != "rest"}
+        return cls(**common, rest=tuple(cls(**{**common, **one}) for one in entry.get("rest", ())))
+
+    @property
+    def wheels(self) -> tuple[Carrier, ...]:
+        """This one and the further ones, in order."""
+        return (self, *self.rest)
 
 
 @dataclass(frozen=True)
@@ -115,7 +129,7 @@ def parse(name: str, entry: Mapping[str, Any]) -> Model:
     try:
         made = Model(
             name=name,
-            carriers=tuple(Carrier(**carrier) for carrier in entry["carriers"]),
+            carriers=tuple(Carrier.of(carrier) for carrier in entry["carriers"]),
             files=tuple(File(path=path, **file) for path, file in entry["files"].items()),
             **{key: value for key, value in entry.items() if key not in ("carriers", "files")},
         )
@@ -125,7 +139,7 @@ def parse(name: str, entry: Mapping[str, Any]) -> Model:
         f"prepare `{made.prepare}`": made.prepare in ("none", "gguf"),
         "no files": bool(made.files),
         "carrier kind": all(carrier.kind in ("hub", "wheel") for carrier in made.carriers),
-        "wheel without a folder": all(carrier.folder for carrier in made.carriers if carrier.kind == "wheel"),
+        "wheel without a folder": all(one.folder for c in made.carriers if c.kind == "wheel" for one in c.wheels),
         "path": all(_stays_inside(file.path) for file in made.files),
         "sha256": all(len(file.sha256) == 64 and set(file.sha256) <= set("0123456789abcdef") for file in made.files),
         "revision": all(c.revision == "unseen" or len(c.revision) == 40 for c in made.carriers if c.kind == "hub"),
@@ -163,6 +177,9 @@ def wanted_by(settings: Settings) -> tuple[str, ...]:
         names.append(model(settings.lm).name)
     if settings.speech != "none" and find_spec("av") is not None:
         names += [VOICE, model(settings.speech).name]
+    if settings.tags != "none":
+        names.append(model(settings.tags).name)
+    names += [name for space in settings.further for name in registry.card(space, "retriever").weights]
     return tuple(dict.fromkeys(names))
 
 
@@ -263,7 +280,8 @@ def _by_hand(one: Model) -> str:
     if wheel is None:
         return "Name a folder that holds the files with `--from-dir`."
     platform = f" --only-binary=:all: --platform {wheel.platform}" if wheel.platform else ""
-    command = f"python -m pip download --no-deps{platform} {wheel.name}=={wheel.revision}"
+    packages = " ".join(f"{one.name}=={one.revision}" for one in wheel.wheels)
+    command = f"python -m pip download --no-deps{platform} {packages}"
     return f"Where an index can be reached, run `{command}`, then `triptych pull embedded --from-dir FOLDER`."
 
 
@@ -323,7 +341,7 @@ def _move_in(complete: Path, target: Path, aside: Path) -> None:
 
 
 def _need_space(one: Model, root: Path) -> None:
-    wheel = max((carrier.bytes for carrier in one.carriers), default=0)
+    wheel = max((sum(wheel.bytes for wheel in carrier.wheels) for carrier in one.carriers), default=0)
     need = wheel + one.prepared_bytes + sum(file.bytes for file in one.files)
     if shutil.disk_usage(root).free < need:
         raise OSError(errno.ENOSPC, f"{need / 1e6:.0f} MB are needed")

@@ -3,7 +3,8 @@
 Coarse to fine. A unit's priority is a sum of standard scores (mean 0, deviation 1 over all units at hand): its own
 relevance, that of its whole passage by the same measures, and the hit's score. The measures are the cosine of token
 vectors and, a quarter as much, lexical overlap. A passage pays for its frame (title, place, citation): its best unit
-stands one deviation lower and opens the passage; no other unit of it comes before. Without a query, units are wanted in
+stands one deviation lower and opens the passage; no other unit of it comes before. A passage in another language than
+the query is not judged by vectors: it has no floor, and its hit's score decides. Without a query, units are wanted in
 reading order, the first of every passage before the second of any.
 
 Chosen on questions over many documents, meeting transcripts and scientific claims, the three kinds of question files
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import regex
 
+from ..retrievers.languages import across
 from ..retrievers.searchable import searchable_text
 from .fit import Evidence, Part, Plan, Planner
 
@@ -148,9 +150,10 @@ def _priorities(
     if relevance is not None:
         by_part, by_hit = _scored(query, evidence, dict.fromkeys(of.tolist()), relevance)
         best = _best(by_part, of, len(texts))
-        below = {n for n in set(of[~shown].tolist()) if best[n] < floor}
-        own = _standard(by_part) + LEXICAL * own
-        passage = _standard(by_hit[of]) + LEXICAL * passage
+        judged = np.array([not across(query, text) for text in texts], bool)
+        below = {n for n in set(of[~shown].tolist()) if best[n] < floor and judged[n]}
+        own = _standard(by_part, judged[of]) + LEXICAL * own
+        passage = _standard(by_hit[of], judged[of]) + LEXICAL * passage
     priority = np.where(shown, 0.0, own + passage) + scores
     return np.minimum(priority, _best(priority, of, len(texts))[of] - OPENING), below
 
@@ -192,8 +195,12 @@ def _best(values: np.ndarray, of: np.ndarray, hits: int) -> np.ndarray:
     return best
 
 
-def _standard(values: np.ndarray) -> np.ndarray:
-    """Standard scores; zeros where all values are equal."""
+def _standard(values: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+    """Standard scores; zeros where all values are equal, and for those that are not `known`."""
+    if known is not None:
+        scores = np.zeros(len(values))
+        scores[known] = _standard(values[known])
+        return scores
     spread = values.std() if len(values) else 0.0
     return (values - values.mean()) / spread if spread > 1e-9 else np.zeros(len(values))
 

@@ -18,9 +18,9 @@ PRIOR_RANKS = 10
 
 @dataclass(frozen=True)
 class Read:
-    """One passage read: its score and how many tokens that took."""
+    """One passage read: its score (None: it cannot be judged, and keeps its place) and how many tokens that took."""
 
-    score: float
+    score: float | None
     tokens: int
 
 
@@ -97,8 +97,30 @@ def _ordered(hits: Sequence[Hit], found: Sequence[Read], blend: Callable[[float,
     says = first_stage([hit.score for hit in hits])
     scored = []
     for hit, one, say in zip(hits, found, says, strict=False):
+        if one.score is None:
+            continue
         if math.isnan(one.score):
             raise Unsupported(f"The model scored the hit `{hit.item.id}` `nan`.", "Use the precision `float32`.")
         scored.append(Hit(hit.item, blend(one.score, say)))
     scored.sort(key=lambda hit: -hit.score)
-    return (*scored, *(Hit(hit.item, scored[-1].score) for hit in hits[len(found) :]))
+    placed = _in_their_places(hits, found, scored, says)
+    return (*placed, *(Hit(hit.item, placed[-1].score) for hit in hits[len(found) :]))
+
+
+def _in_their_places(
+    hits: Sequence[Hit], found: Sequence[Read], scored: Sequence[Hit], says: Sequence[float]
+) -> list[Hit]:
+    """`scored` at the places of hits that were judged; the others where they were, with the score of the one before.
+
+    Before the first that was judged that is the first stage's say, or the score that follows where it is higher.
+    """
+    ordered, placed = iter(scored), [Hit(hit.item, 0.0) for hit in hits[: len(found)]]
+    top = max(scored[0].score if scored else 0.0, says[0])
+    for place, one in enumerate(found):
+        if one.score is not None:
+            placed[place] = next(ordered)
+        elif not scored:
+            placed[place] = Hit(hits[place].item, says[place])
+        else:
+            placed[place] = Hit(hits[place].item, placed[place - 1].score if place else top)
+    return placed

@@ -157,13 +157,27 @@ class StoreStats:
 
 
 class Encoder(ABC):
-    """Turns items or queries into vectors of one space, in the order of the input."""
+    """Turns items or queries into vectors of one space, in the order of the input.
+
+    Attributes:
+        modalities: of the items that it encodes.
+        looks: whether it reads their media and not their text. Whoever calls it then gives it items and queries whose
+            `media.uri` is a path on this machine.
+        many_languages: whether it is meant to compare texts of different languages.
+    """
 
     space: Space
+    modalities: tuple[Modality, ...] = MODALITIES
+    looks: bool = False
+    many_languages: bool = False
+
+    def encodes(self, item: Item) -> bool:
+        """Whether `item` can have a vector."""
+        return item.modality in self.modalities and (item.media is not None or not self.looks)
 
     def reads(self, query: Query) -> bool:
         """Whether vectors of such a query mean anything; an English encoder says False to a Chinese one."""
-        return True
+        return (query.media if self.looks else query.text) is not None
 
     @abstractmethod
     def encode(self, inputs: Sequence[Item] | Sequence[Query], side: Side) -> Any:

@@ -38,6 +38,7 @@ _WIDE = regex.compile(rf"[{_CJK}\p{{Hangul}}\uFF01-\uFF60\u3000-\u303F]")
 _IDEOGRAPH = regex.compile(rf"[{_CJK}]")
 _CLOSERS = r"[\"'”’)）\]」』》*_]*"
 _TERMINAL = regex.compile(r"[\p{STerm}…]\W*\w|\n\s*\n")
+_END = 12
 _SENTENCE_END = regex.compile(rf"[\p{{STerm}}…]{_CLOSERS}\s+$|\n\s*\n\s*$")
 _CJK_END = regex.compile(rf"[。！？｡]+{_CLOSERS}\s*")
 _PLAIN_END = regex.compile(r"\b\p{Ll}{5,}[.!?]\s+(?=\p{Lu})")  # sentencex skips it after an odd parenthesis
@@ -83,6 +84,11 @@ def _short_hash(text: str) -> str:
 
 
 def chunk(document: Document, content_hash: str, limit: int = CHUNK_PIECES) -> list[Item]:
+    """All of `chunks`, at once."""
+    return list(chunks(document, content_hash, limit))
+
+
+def chunks(document: Document, content_hash: str, limit: int = CHUNK_PIECES) -> Iterator[Item]:
     """The passages of `document`, in order, each at most `limit` word pieces (one grapheme at least).
 
     A passage is a run of whole sentences and rows of one page; its `text` is the page's text (a document's, where
@@ -90,18 +96,20 @@ def chunk(document: Document, content_hash: str, limit: int = CHUNK_PIECES) -> l
     between paragraphs, rows, sentences, and not between a heading and its text. Only white space between passages is
     left out.
     """
-    items: list[Item] = []
-    before, page = 0, None  # characters of the same page (or document) in the runs before this one
-    for key, group in groupby(document.sections, key=lambda s: (s.page, s.modality, s.start_s, s.end_s)):
-        progress.step(len(items), None, "passages")
+    ordinal, before, page = 0, 0, None  # `before`: characters of the same page (or document) in earlier runs
+    for key, group in groupby(document.sections, key=_together):
+        progress.step(ordinal, None, "passages")
         run = _Run(list(group))
         before, page = (before if key[0] == page else 0), key[0]
-        items += [
-            _item(document, content_hash, len(items) + n, run, span, before)
-            for n, span in enumerate(run.passages(limit))
-        ]
+        for span in run.passages(limit):
+            yield _item(document, content_hash, ordinal, run, span, before)
+            ordinal += 1
         before += len(run.text)
-    return items
+
+
+def _together(section: Section) -> tuple[Any, ...]:
+    """What sections must have in common to share a passage; the page comes first."""
+    return section.page, section.modality, section.start_s, section.end_s, section.meta.get("picture")
 
 
 class _Run:
@@ -193,7 +201,8 @@ class _Run:
         if breaks:
             lead_in = _AFTER_LEAD_IN if text.endswith((":", "：")) else 0.0
             return lead_in + (_AFTER_PARAGRAPH if breaks > 1 else _AFTER_ROW)
-        return _AFTER_SENTENCE if _SENTENCE_END.search(text + " ") or _CJK_END.search(text) else _INSIDE_SENTENCE
+        end = text[-_END:] + " "  # all of a long text would be searched again at every blank line in it
+        return _AFTER_SENTENCE if _SENTENCE_END.search(end) or _CJK_END.search(text) else _INSIDE_SENTENCE
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
@@ -293,7 +302,7 @@ def _sentence_cuts(paragraph: str) -> Iterator[int]:
         yield from (match.end() for match in _PLAIN_END.finditer(paragraph, first))
         boundaries = get_sentence_boundaries("en", paragraph)
     for cut in (boundary["start_index"] for boundary in boundaries):
-        if cut > first and _SENTENCE_END.search(paragraph, max(0, cut - 12), cut):
+        if cut > first and _SENTENCE_END.search(paragraph, max(0, cut - _END), cut):
             yield cut
 
 

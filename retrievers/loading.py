@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..errors import BadInput
+from ..errors import BadInput, Unsupported
 
 if TYPE_CHECKING:
     import torch
@@ -16,25 +16,75 @@ if TYPE_CHECKING:
 # beside three other processes took ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 
 
 def dtype(precision: str, device: str = "cpu") -> torch.dtype:
-    """The torch dtype of a setting.
+    """The torch dtype of a setting, for a model that computes in torch.
 
     `auto` is bfloat16 where the device multiplies matrices in it, else float32: a processor that only emulates
-    bfloat16 is slower with it than with float32.
+    bfloat16 is slower with it than with float32. `int8` is for models that can (see `in_int8`); to all others it says
+    what `auto` does.
 
     Raises:
         BadInput: `precision` is none of `PRECISIONS`.
     """
     import torch
 
-    if precision not in PRECISIONS:
-        raise BadInput(f"Unknown precision `{precision}`.", f"Use one of: {', '.join(PRECISIONS)}.")
-    if precision == "auto":
+    _known(precision)
+    if precision in ("auto", "int8"):
         return torch.bfloat16 if _computes_bfloat16(device) else torch.float32
     return torch.float32 if precision == "float32" else torch.bfloat16
+
+
+def in_int8(precision: str, device: str = "cpu") -> bool:
+    """Whether a model that has a form in 8-bit integers takes it.
+
+    It does where it is asked for, and for `auto` where the processor sums products of 8-bit integers itself: there it
+    is the fastest form that keeps the direction of every vector (cosine to float32 of .99 and more).
+
+    Raises:
+        BadInput: `precision` is none of `PRECISIONS`.
+        Unsupported: it is asked for and would be slow or wrong: without those instructions sums can overflow.
+    """
+    _known(precision)
+    if precision not in ("auto", "int8"):
+        return False
+    able = device == "cpu" and _sums_int8()
+    if precision == "int8" and not able:
+        raise Unsupported(
+            f"`{device}` does not compute in `int8`: it needs a processor with VNNI.", "Use the precision `auto`."
+        )
+    return able
+
+
+def computed_in(precision: str) -> str:
+    """What models compute in on this processor under a setting, for reports: `"bfloat16"`, `"int8 and bfloat16"`."""
+    rest = str(dtype(precision)).removeprefix("torch.")
+    return f"int8 and {rest}" if in_int8(precision) else rest
+
+
+def set_threads(threads: int) -> int:
+    """Have torch use so many threads on the processor, or its own choice for 0; how many that is."""
+    import torch
+
+    if threads and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+    return int(torch.get_num_threads())
+
+
+def _known(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise BadInput(f"Unknown precision `{precision}`.", f"Use one of: {', '.join(PRECISIONS)}.")
+
+
+def _sums_int8() -> bool:
+    """Whether the processor has the AVX-512 form of VNNI: where int8 was measured."""
+    import torch
+
+    if hasattr(torch.cpu, "get_capabilities"):
+        return bool(torch.cpu.get_capabilities().get("avx512_vnni"))
+    return bool(torch.cpu._is_vnni_supported())
 
 
 def _computes_bfloat16(device: str) -> bool:

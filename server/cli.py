@@ -17,11 +17,13 @@ import click
 
 from .. import __version__
 from ..errors import BadInput, Cancelled, Forbidden, MissingExtra, TriptychError
-from .command import output_of, register
+from .command import filtered, output_of, register
 from .evaluate import evaluation
 from .output import Output, ReaderGone, Stdout
+from .upkeep import upkeep
 
 if TYPE_CHECKING:
+    from ..retrievers.base import Where
     from ..tools.schemas import Given
     from .command import Run
 
@@ -52,6 +54,8 @@ def cli() -> None:
 
 
 cli.add_command(evaluation)
+for part in upkeep.commands.values():
+    cli.add_command(part)
 command = functools.partial(register, cli)
 
 max_tokens_option = click.option("--max-tokens", type=int, help="Most tokens in the answer (default: the profile's).")
@@ -59,42 +63,35 @@ ids_option = click.option("--ids", multiple=True, metavar="A,B,C", help="Passage
 quality_option = click.option("--quality", type=click.Choice(["default", "high"]), help="high: better and slower.")
 
 
-@command("index")
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--prune", is_flag=True, help="Forget files under PATH that no longer exist.")
-@click.option("--rebuild", is_flag=True, help="Index everything again, for instance after a change of model.")
-def index(run: Run, paths: tuple[str, ...], prune: bool, rebuild: bool) -> None:
-    """Index files and folders; unchanged files are skipped."""
-    from . import render
-
-    with run.out.working(), run.open() as library:
-        result = library.index([Path(path) for path in paths], prune=prune, rebuild=rebuild)
-    run.show(result, render.indexed)
-
-
 @command("retrieve")
 @click.argument("query")
 @max_tokens_option
 @click.option("-k", "--k", type=int, help="Most passages.")
 @quality_option
-def retrieve(run: Run, query: str, max_tokens: int | None, k: int | None, quality: str | None) -> None:
+@filtered
+def retrieve(
+    run: Run, query: str, max_tokens: int | None, k: int | None, quality: str | None, where: Where | None
+) -> None:
     """Search, rerank and compress: evidence for QUERY inside a token budget."""
     from . import render
 
     with run.out.working(), run.open(quality=quality) as library:
-        result = library.retrieve(query, max_tokens, k=k)
+        result = library.retrieve(query, max_tokens, k=k, where=where)
     run.show(result, render.evidence)
 
 
 @command("search")
-@click.argument("query")
+@click.argument("query", required=False)
 @click.option("-k", "--k", type=int, default=10, show_default=True, help="Most passages.")
-def search(run: Run, query: str, k: int) -> None:
-    """Whole passages that match QUERY, best first."""
+@click.option("--like", metavar="ID|FILE", help="Find what looks like this passage's picture, or the picture in FILE.")
+@filtered
+def search(run: Run, query: str | None, k: int, like: str | None, where: Where | None) -> None:
+    """Whole passages that match QUERY, or a picture, best first."""
     from . import render
 
+    picture = Path(like) if like is not None and Path(like).is_file() else like
     with run.out.working(), run.open() as library:
-        result = library.search(query, k)
+        result = library.search(query, k, where=where, like=picture)
     run.show(result, render.found)
 
 
@@ -284,7 +281,7 @@ def mcp(run: Run, library: str | None, quality: str | None, **options: Any) -> N
 
 @command("demo", library=False)
 def demo(run: Run) -> int:
-    """Index the sample library, ask five questions through an MCP client, check the answers."""
+    """Index the sample library, ask seven questions through an MCP client, check the answers."""
     from . import demo as show_case
 
     with run.out.working():

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import BadInput
 from ..settings import Settings
 from .output import Output, Stdout
 
 if TYPE_CHECKING:
+    from ..retrievers.base import Where
     from ..tools.library import Triptych
     from ..tools.schemas import Shape
 
@@ -39,6 +42,40 @@ class Run:
     def show(self, result: Shape, human: Callable[[Any, Any], None]) -> None:
         """Write a result."""
         self.out.show(result.model_dump(mode="json"), functools.partial(_late, human, result))
+
+
+MODALITIES = ("text", "page", "image", "audio", "video")
+
+
+def filtered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give `function` the options that say which passages count, as its argument `where` (None: all of them)."""
+
+    @functools.wraps(function)
+    def body(*given: Any, where: str | None, modality: tuple[str, ...], uri_prefix: str, **options: Any) -> Any:
+        return function(*given, where=_where(where, modality, uri_prefix), **options)
+
+    for option in (
+        click.option("--uri-prefix", default="", help="Only passages whose uri starts with this."),
+        click.option("--modality", multiple=True, type=click.Choice(MODALITIES), help="Only these; can be repeated."),
+        click.option(
+            "--where", metavar="JSON", help='Only what matches, e.g. \'{"author": "Ann", "year": {"ge": 2020}}\'.'
+        ),
+    ):
+        body = option(body)
+    return body
+
+
+def _where(given: str | None, modalities: tuple[str, ...], uri_prefix: str) -> Where | None:
+    if not (given or modalities or uri_prefix):
+        return None
+    from ..retrievers.base import Where
+    from ..retrievers.filters import filter_of
+
+    try:
+        filter_ = filter_of(json.loads(given)) if given else None
+    except (ValueError, RecursionError):
+        raise BadInput(f"`{given!s:.80}` is not JSON.", 'Give an object such as {"author": "Ann"}.') from None
+    return Where(modalities=modalities, uri_prefix=uri_prefix, filter=filter_)
 
 
 def _late(human: Callable[[Any, Any], None], result: object, to: object) -> None:

@@ -1,23 +1,26 @@
-"""`triptych demo`: the sample library, a real MCP client and server, five questions, and a check of every answer."""
+"""`triptych demo`: the sample library, a real MCP client and server, seven questions, and a check of every answer."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import re
 import shutil
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import progress
-from ..errors import MissingExtra, TriptychError
+from ..errors import MissingExtra, StoreError, TriptychError
 from ..manifests import weights
 from ..refiners.tokens import count
+from .sessions import open_library
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -28,15 +31,21 @@ if TYPE_CHECKING:
 LIBRARY = "demo"
 POLL_S = 0.2
 STAGES = ("search", "rerank", "compress", "total")
+_MODULES = {"office": "openpyxl", "audio": "av", "video": "scenedetect"}
+_TIMES = re.compile(r" [\d.]+-[\d.]+s$")
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, and what must come back: all of `answers` in a passage from one of `sources`."""
+    """What is asked, and what must come back: all of `answers` in a passage from one of `sources`.
+
+    `needs` is the extra of this package that reads those files, empty where every installation does.
+    """
 
     ask: str
     answers: tuple[str, ...]
     sources: tuple[Mapping[str, Any], ...]
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,18 +85,20 @@ class Asked:
 
 @dataclass(frozen=True)
 class Demo:
-    """All questions, asked."""
+    """All questions: those that were asked, and those that were left out because an extra is not installed."""
 
     questions: tuple[Asked, ...]
+    left_out: tuple[Question, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every question passed."""
+        """Whether every question that was asked passed."""
         return all(asked.passed for asked in self.questions)
 
     def as_dict(self) -> dict[str, Any]:
         """`demo --json`."""
-        return {"questions": [asked.as_dict() for asked in self.questions]}
+        left_out = [{"question": one.ask, "needs": one.needs} for one in self.left_out]
+        return {"questions": [asked.as_dict() for asked in self.questions], "left_out": left_out}
 
 
 def run(settings: Settings) -> Demo:
@@ -107,7 +118,43 @@ def run(settings: Settings) -> Demo:
     if lacking:
         sys.stderr.write(f"The demo needs model weights ({', '.join(lacking)}); fetching them once.\n")
         weights.pull(lacking, settings.weights)
-    return asyncio.run(_conversation(settings, _copied(folder, settings.home), budget, questions))
+    readable, left_out = _readable(questions)
+    sample_folder = _copied(folder, settings.home)
+    renew(settings, sample_folder)
+    shown = asyncio.run(_conversation(settings, sample_folder, budget, readable))
+    return Demo(shown.questions, left_out)
+
+
+def _readable(questions: Sequence[Question]) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
+    """The questions whose files this installation can read, and the others."""
+    there = {extra for extra, module in _MODULES.items() if find_spec(module) is not None}
+    can = [not one.needs or one.needs in there for one in questions]
+    pairs = list(zip(questions, can, strict=True))
+    return tuple(one for one, yes in pairs if yes), tuple(one for one, yes in pairs if not yes)
+
+
+def renew(settings: Settings, folder: Path) -> bool:
+    """Make the demo's library anew where an earlier version left one that cannot be opened; answers whether it did.
+
+    Only a library that holds nothing but the sample in `folder` is touched: one of that name may be a user's own.
+
+    Raises:
+        StoreError: it cannot be opened, and is somebody's.
+    """
+    from ..tools.catalog import folders_of
+
+    with open_library(LIBRARY, settings) as library:
+        if not library.exists():
+            return False
+        try:
+            library.status()
+        except StoreError:
+            if folders_of(library.folder) != [folder.resolve()]:
+                raise
+            sys.stderr.write("The demo's library is of another version, or damaged: it is made anew.\n")
+            library.index(folder, rebuild=True)
+            return True
+    return False
 
 
 def _copied(folder: Path, home: Path) -> Path:
@@ -123,8 +170,11 @@ def sample() -> tuple[Path, int, tuple[Question, ...]]:
     """The sample library's folder, the budget of its questions, and the questions."""
     home = Path(str(resources.files("triptych.sample")))
     table = tomllib.loads((home / "questions.toml").read_text("utf-8"))
-    asked = (Question(row["ask"], tuple(row["answers"]), tuple(row["sources"])) for row in table["question"])
-    return home / table["library"], int(table["max_tokens"]), tuple(asked)
+    asked = tuple(
+        Question(row["ask"], tuple(row["answers"]), tuple(row["sources"]), row.get("needs", ""))
+        for row in table["question"]
+    )
+    return home / table["library"], int(table["max_tokens"]), asked
 
 
 async def _conversation(settings: Settings, folder: Path, budget: int, questions: Sequence[Question]) -> Demo:
@@ -200,9 +250,9 @@ def _data(result: Any) -> dict[str, Any]:
 
 
 def _stands_in(source: Mapping[str, Any], where: str) -> bool:
-    """Whether a citation names the source: the end of its uri, and the page where it has one."""
+    """Whether a citation names the source: the end of its uri, and the page where it has one; times may follow."""
     expected = source["uri"] + (f" p.{source['page']}" if "page" in source else "")
-    return where.endswith(expected)
+    return _TIMES.sub("", where).endswith(expected)
 
 
 def draw(shown: Demo, to: Console) -> None:
@@ -215,6 +265,8 @@ def draw(shown: Demo, to: Console) -> None:
         used, budget, original = (asked.tokens[key] for key in ("used", "budget", "original"))
         times = ", ".join(f"{stage} {value:,.0f} ms" for stage, value in asked.ms.items())
         to.print(f"   tokens {original:,} → {used:,} of {budget:,} · {times} · {_verdict(asked)}\n", style="dim")
+    for one in shown.left_out:
+        to.print(f"Left out: {one.ask} Run `pip install 'triptych[{one.needs}]'` to read that file.")
     right = sum(asked.passed for asked in shown.questions)
     to.print(f"{right} of {len(shown.questions)} answers have their source cited, their words kept, their budget held.")
 

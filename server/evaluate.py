@@ -55,19 +55,26 @@ def evaluator(name: str) -> Callable[[Callable[..., Result]], click.Command]:
 
 
 @evaluator("retrieval")
-@click.option("--retriever", "retrievers", multiple=True, metavar="ID|PROFILE", help="Can be repeated.")
+@click.option(
+    "--retriever", "retrievers", multiple=True, metavar="ID|PROFILE",
+    help="Can be repeated; PROFILE+ENCODER searches that encoder's space, too.",
+)  # fmt: skip
 @click.option(
     "--rerank", "rerankers", multiple=True, metavar="ID", help="Rerank the first one's hits; can be repeated."
 )
 @click.option("--part", default="", help="A part of the data, such as `train` (queries.train.jsonl, qrels.train.tsv).")
+@click.option(
+    "--passages", "side", default="", metavar="text|media|media_text",
+    help="Which half of a passage counts: its text, its media file, or the text of those that have a file.",
+)  # fmt: skip
 def retrieval(
-    run: Run, data: Path, retrievers: tuple[str, ...], rerankers: tuple[str, ...], part: str, limit: int | None,
-    seed: int, command: str,
+    run: Run, data: Path, retrievers: tuple[str, ...], rerankers: tuple[str, ...], part: str, side: str,
+    limit: int | None, seed: int, command: str,
 ) -> Result:  # fmt: skip
     """How well passages are found: nDCG@10, MRR@10, recall. DATA is a folder in BEIR's layout."""
     from ..tools.evaluation import datasets, retrieval
 
-    collection = datasets.collection(data, part=part, limit=limit, seed=seed)
+    collection = datasets.collection(data, part=part, side=side, limit=limit, seed=seed)
     return retrieval.evaluate(
         collection, retrievers or (run.settings().profile,), rerankers, settings=run.settings(), seed=seed,
         command=command,

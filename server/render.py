@@ -16,14 +16,18 @@ if TYPE_CHECKING:
         DroppedOut,
         Evidence,
         FetchOut,
+        FileProblem,
         HitOut,
         IndexOut,
         LibraryOut,
         PassageOut,
+        RebuildOut,
         RerankOut,
         SearchOut,
         StatusOut,
         TokensOut,
+        VerifyOut,
+        WatchOut,
     )
 
 MARKS = {"ok": "ok", "optional": "--", "missing": "MISSING", "stale": "STALE", "damaged": "DAMAGED"}
@@ -70,8 +74,45 @@ def indexed(to: Console, result: IndexOut) -> None:
         f"{result.library}: {result.files:,} files, {result.indexed:,} indexed, {result.unchanged:,} unchanged, "
         f"{result.removed:,} removed; {result.items:,} passages in all"
     )
-    for problem in result.problems:
-        to.print(f"problem: {problem.message} {problem.hint}".rstrip(), style="yellow")
+    _problems(to, result.problems)
+    _footer(to, result.ms, None)
+
+
+def watched(to: Console, result: WatchOut) -> None:
+    """`index --watch`."""
+    to.print(
+        f"{result.library}: {result.rounds:,} rounds, {result.indexed:,} indexed, {result.removed:,} removed; "
+        f"{result.items:,} passages in all"
+    )
+    _problems(to, result.problems)
+
+
+def verified(to: Console, result: VerifyOut) -> None:
+    """`verify`."""
+    to.print(f"{result.library}: {result.files:,} files, {result.passages:,} passages looked at")
+    for row in result.damaged:
+        what = ", ".join(f"{kind} of {number:,}" for kind, number in row.what.items())
+        to.print(f"damaged: {row.uri}, {row.passages:,} passages ({what})", style="red")
+    for line in result.catalogue:
+        to.print(f"damaged: the catalogue: {line}", style="red")
+    if result.extra:
+        to.print(f"damaged: {result.extra:,} passages belong to no file", style="red")
+    if result.terms:
+        to.print("damaged: the term statistics", style="red")
+    for stale in result.stale:
+        to.print(f"{stale.why} since it was indexed: {stale.uri}", style="yellow")
+    to.print("The library is whole." if result.whole else "The library is damaged: run `triptych rebuild`.")
+    _footer(to, result.ms, None)
+
+
+def rebuilt(to: Console, result: RebuildOut) -> None:
+    """`rebuild`."""
+    how = "made anew" if result.anew else "mended"
+    to.print(
+        f"{result.library}: {how}; {result.items:,} passages, {result.kept:,} kept as they were, "
+        f"{result.encoded:,} encoded again, {result.files:,} files read"
+    )
+    _problems(to, result.problems)
     _footer(to, result.ms, None)
 
 
@@ -90,10 +131,9 @@ def status(to: Console, result: StatusOut) -> None:
     to.print(f"{result.library}: {result.files:,} files, {result.items:,} passages ({kinds or 'none'})")
     for title, values in (("store", result.store), ("profile", result.profile), ("models", result.models)):
         to.print(f"{title}: " + (", ".join(f"{key} {value}" for key, value in values.items()) or "none loaded"))
-    for problem in result.problems:
-        to.print(f"problem: {problem.message} {problem.hint}".rstrip(), style="yellow")
+    _problems(to, result.problems)
     if not result.healthy:
-        to.print("The library is damaged: run `triptych index --rebuild`.", style="red")
+        to.print("The library is damaged: run `triptych rebuild`.", style="red")
     _note(to, result.note)
 
 
@@ -131,6 +171,11 @@ def report(to: Console, result: Report) -> None:
     """`doctor`."""
     _table(to, ("", "", "", ""), ((MARKS[c.status], c.what, c.detail, c.mend) for c in result.checks))
     to.print("Everything that the profile needs is here." if result.healthy else "Something is missing, see above.")
+
+
+def _problems(to: Console, rows: Sequence[FileProblem]) -> None:
+    for problem in rows:
+        to.print(f"problem: {problem.message} {problem.hint}".rstrip(), style="yellow")
 
 
 def _passages(to: Console, rows: Sequence[PassageOut]) -> None:

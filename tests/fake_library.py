@@ -23,11 +23,13 @@ from triptych.tools.schemas import (
     IndexOut,
     PassageOut,
     PieceOut,
+    RebuildOut,
     RerankOut,
     RetrieveMs,
     SearchOut,
     StatusOut,
     TokensOut,
+    VerifyOut,
     ViewOut,
 )
 
@@ -85,6 +87,7 @@ class FakeTriptych:
     print_this: str = ""
     crash: Exception | None = None
     events: list[str] = field(default_factory=list)
+    asked_where: Where | None = None
 
     @property
     def name(self) -> str:
@@ -100,7 +103,15 @@ class FakeTriptych:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def index(self, paths: Any, *, prune: bool = False, rebuild: bool = False) -> IndexOut:
+    def index(
+        self,
+        paths: Any,
+        *,
+        prune: bool = False,
+        rebuild: bool = False,
+        spaces: Sequence[str] = (),
+        routes: Sequence[str] | None = None,
+    ) -> IndexOut:
         self._work("index", "files")
         files = len(list(paths))
         return IndexOut(
@@ -110,6 +121,34 @@ class FakeTriptych:
             unchanged=0,
             removed=0,
             items=len(self.texts),
+            problems=[],
+            ms={"total": 1.0},
+        )
+
+    def verify(self) -> VerifyOut:
+        self._work("verify", "passages")
+        return VerifyOut(
+            library=self.name,
+            whole=True,
+            files=len(self.texts),
+            passages=len(self.texts),
+            damaged=[],
+            extra=0,
+            terms=0,
+            catalogue=[],
+            stale=[],
+            ms={"total": 1.0},
+        )
+
+    def rebuild(self, paths: Any = ()) -> RebuildOut:
+        self._work("rebuild", "files")
+        return RebuildOut(
+            library=self.name,
+            anew=False,
+            items=len(self.texts),
+            kept=len(self.texts),
+            encoded=0,
+            files=len(list(paths)),
             problems=[],
             ms={"total": 1.0},
         )
@@ -127,8 +166,10 @@ class FakeTriptych:
             query=query, library=self.name, passages=passages, dropped=dropped, tokens=tokens, ms=ms, note=self.note
         )
 
-    def search(self, query: str, k: int = 10, *, where: Where | None = None) -> SearchOut:
-        query = checked_query(query)
+    def search(
+        self, query: str | None, k: int = 10, *, where: Where | None = None, like: str | Path | None = None
+    ) -> SearchOut:
+        query = checked_query(query) if query is not None or like is None else "Berlin"
         self._work("search", "passages")
         found = self._filtered(query, where)[: checked_k(k)]
         return SearchOut(query=query, library=self.name, hits=found, ms={"total": 1.0}, note=self.note)
@@ -232,6 +273,7 @@ class FakeTriptych:
             time.sleep(self.delay_s)
 
     def _filtered(self, query: str, where: Where | None) -> list[HitOut]:
+        self.asked_where = where
         prefix = where.uri_prefix if where else ""
         return hits(query, {key: row for key, row in self.texts.items() if row[0].startswith(prefix)})
 

@@ -14,8 +14,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-import pytest
-
 CHECKOUT = Path(__file__).resolve().parent.parent
 MILVUS = Path(os.environ.get("MILVUS_ENV") or CHECKOUT / ".cache" / "milvus-2.3.5").absolute()
 """The environment that `make test-milvus` installs Milvus 2.3.5 into."""
@@ -37,7 +35,7 @@ def milvus(data: Path) -> Iterator[str]:
     """The URI of a Milvus 2.3.5 that lets `USER` in."""
     python = MILVUS / "bin" / "python"
     if not python.exists():
-        pytest.fail(f"Milvus 2.3.5 is not installed in {MILVUS.name}: run `make test-milvus`.", pytrace=False)
+        raise RuntimeError(f"Milvus 2.3.5 is not installed in {MILVUS.name}: run `make test-milvus`.")
     health, *ports = free_ports(len(PORTS) + 1)
     # What the server unpacks itself into (450 MB) is kept from run to run; its data is not.
     unpacked = MILVUS / "unpacked"
@@ -89,7 +87,7 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], name
         if ended is not None or time.monotonic() > until:
             what = f"did not start within {START_S:.0f} s" if ended is None else f"ended with status {ended}"
             last = log.read_text("utf-8", "replace")[-2_000:].strip() or "nothing"
-            pytest.fail(f"{name} {what}. It said: {last}", pytrace=False)
+            raise RuntimeError(f"{name} {what}. It said: {last}")
         time.sleep(0.1)
 
 

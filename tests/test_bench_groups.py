@@ -1,4 +1,4 @@
-"""The groups `compression`, `protocol` and `latency` of `make bench`: what they make of outcomes, also of lost ones."""
+"""Groups of `make bench` (compression, protocol, latency, embedding): what they make of outcomes, also of lost ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +294,55 @@ def test_jobs_name_their_data_and_weights_by_hash(load: Any) -> None:
     stock = {cell.key: cell.job for cell in load("groups.compression").cells(plan(load))}["stock_0_5"]
     assert stock["weights"] == hash_of("smollm2_135m_instruct")
     assert os.fspath(Path(stock["model"])).endswith("smollm2_135m_instruct")
+
+
+# --- embedding -------------------------------------------------------------------------------------------------------
+
+
+def embedded(group: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "threads": 2,
+        "texts": {"count": 16, "characters": 500.0},
+        "refused": {},
+        "query_ms": {name: [9.0, 1.0, 2.0] for name in names},
+        "per_s": {name: [10.0, 30.0, 20.0] if name == group.REFERENCE else [40.0, 60.0, 60.0] for name in names},
+        "cosine": {name: {"mean": 0.996, "min": 0.992} for name in names},
+        "load_average": 0.5,
+    }
+
+
+def test_embedding_compares_each_round_with_the_package_as_it_comes(load: Any, tmp_path: Path) -> None:
+    group = load("groups.embedding")
+    whole = embedded(group, tuple(group.SYSTEMS))
+    part = {key: value for key, value in whole.items() if key in ("threads", "texts", "query_ms")}
+    outcomes = {"long": outcome(load, data=whole), "short": outcome(load, "timeout", part)}
+    assert list(outcomes) == [cell.key for cell in group.cells(plan(load))]
+    found = read_back(group.result(plan(load), outcomes, "make bench"), tmp_path)
+    assert len(found.arms) == 2 * len(group.SYSTEMS)
+    metrics = found.arm("triptych", precision="auto", texts="long").metrics
+    assert (metrics["ratio"], metrics["texts_per_s"], metrics["query_ms_p50"]) == (3.0, 60.0, 2.0)
+    assert metrics["cosine_min"] == 0.992
+    rival = f"sentence-transformers {version('sentence-transformers')}"
+    assert found.arm(rival, dtype="float32", batch_size=32, texts="long").metrics["ratio"] == 1.0
+    late = found.arm("triptych", precision="auto", texts="short")
+    assert (late.status, late.metrics) == ("timeout", {"query_ms_p50": 2.0})
+
+
+def test_embedding_tells_what_this_processor_refuses(load: Any) -> None:
+    group = load("groups.embedding")
+    names = tuple(name for name in group.SYSTEMS if name != "int8")
+    data = {**embedded(group, names), "refused": {"int8": "`cpu` does not compute in `int8`"}}
+    outcomes = {kind: outcome(load, data=data) for kind in group.KINDS}
+    found = group.result(plan(load), outcomes, "make bench")
+    refused = found.arm("triptych", precision="int8", texts="long")
+    assert (refused.status, refused.reason, refused.metrics) == ("failed", "`cpu` does not compute in `int8`", {})
+    assert found.arm("triptych", precision="auto", texts="long").status == "ok"
+
+
+def test_embedding_takes_long_and_short_texts_of_one_collection(load: Any) -> None:
+    group, worker = load("groups.embedding"), load("embedding_encode")
+    long, short = ([*worker.texts_of(cell.job)] for cell in group.cells(plan(load, quick=True)))
+    assert len(long) == group.QUICK["texts"]["long"]
+    assert len(short) == group.QUICK["texts"]["short"]
+    assert all(0 < len(text) <= worker.SHORT for text in short)
+    assert all(text.startswith(brief) for text, brief in zip(long, short, strict=False))

@@ -9,7 +9,7 @@ import pytest
 
 from triptych.errors import StoreError
 from triptych.retrievers.base import Item, Source
-from triptych.tools.catalog import FILE, Catalog, FileRow, damaged, digest
+from triptych.tools.catalog import FILE, Catalog, FileRow, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,7 +116,3 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(StoreError, match="format `99`"):
         Catalog(tmp_path)
-
-
-def test_damage_is_a_missing_or_a_changed_text() -> None:
-    assert damaged({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "x"}) == ["b", "c"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import regex
 from hypothesis import assume, given, settings
@@ -314,3 +316,18 @@ def test_passages_cover_every_visible_character_once(texts: list[str], limit: in
 @given(TEXTS)
 def test_cutting_is_repeatable(text: str) -> None:
     assert chunk(document(text), "hash") == chunk(document(text), "hash")
+
+
+def test_blank_lines_without_end_take_no_time() -> None:
+    text = "x = 1\n" + "\n" * 20_000 + "y = 2\n" + "\n" * 20_000 + "z = 3\n"
+    start = time.process_time()
+    assert chunk(Document("a.py", "a", "text/x-python", (Section(text),)), "hash")
+    assert time.process_time() - start < 5
+
+
+def test_two_pictures_of_a_page_never_share_a_passage() -> None:
+    sections = tuple(Section(f"Picture {n}.\n\n", "image", 1, meta={"picture": n}) for n in (1, 2))
+    assert [one.text.strip() for one in chunk(Document("a.pdf", "a", "application/pdf", sections), "hash")] == [
+        "Picture 1.",
+        "Picture 2.",
+    ]

@@ -16,7 +16,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from triptych import errors
-from triptych.server import cli, demo, jsonl, output, sessions
+from triptych.retrievers.base import MODALITIES, Where
+from triptych.retrievers.filters import filter_of
+from triptych.server import cli, command, demo, jsonl, output, sessions
 from triptych.tools import library as facade
 from triptych.tools.schemas import (
     CompressOut,
@@ -25,9 +27,11 @@ from triptych.tools.schemas import (
     FetchOut,
     IndexOut,
     LibraryOut,
+    RebuildOut,
     RerankOut,
     SearchOut,
     StatusOut,
+    VerifyOut,
 )
 
 sys.path.append(str(Path(__file__).parent))
@@ -75,6 +79,10 @@ SHAPES: list[tuple[list[str], type]] = [
     (["retrieve", "allowance in Berlin", "--max-tokens", "200"], Evidence),
     (["retrieve", "🖨️", "--k", "1", "--quality", "high"], Evidence),
     (["search", "printer", "-k", "2"], SearchOut),
+    (["search", "printer", "--where", '{"year": {"ge": 2020}}', "--modality", "page"], SearchOut),
+    (["verify"], VerifyOut),
+    (["rebuild"], RebuildOut),
+    (["rebuild", "some/folder"], RebuildOut),
     (["rerank", "printer", "--ids", "p1,p2", "--ids", "p3"], RerankOut),
     (["compress", "printer", "--ids", "p1,p2"], CompressOut),
     (["compress", "--ids", "p1", "--max-tokens", "100"], CompressOut),
@@ -119,6 +127,20 @@ def test_pieces_are_found_again_in_what_fetch_returns(fake: FakeTriptych, run: A
     for passage in parsed(run("retrieve", "printer", "--json")[1])["passages"]:
         text = parsed(run("fetch", passage["id"], "--json")[1])["text"]
         assert all(text[a:b] == piece["text"] for piece in passage["pieces"] for a, b in [piece["span"]])
+
+
+@pytest.mark.parametrize("name", ["search", "retrieve"])
+def test_filters_reach_the_library(fake: FakeTriptych, run: Any, name: str) -> None:
+    assert run(name, "printer", "--json")[0] == 0
+    assert fake.asked_where is None
+    narrow = ["--where", '{"author": ["Ann", "Bob"]}', "--modality", "text", "--modality", "page"]
+    assert run(name, "printer", *narrow, "--uri-prefix", "handbook/it", "--json")[0] == 0
+    filter_ = filter_of({"author": ["Ann", "Bob"]})
+    assert fake.asked_where == Where(modalities=("text", "page"), uri_prefix="handbook/it", filter=filter_)
+
+
+def test_every_modality_can_be_asked_for() -> None:
+    assert command.MODALITIES == MODALITIES
 
 
 def test_systems_lists_cards_and_shows_one(run: Any) -> None:
@@ -231,6 +253,14 @@ def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path: Path) -> Non
         (["retrieve", "x", "--max-tokens", "7"], 2, "BadInput", "`7`"),
         (["retrieve", "x", "--max-tokens", "many"], 2, "BadInput", "`many`"),
         (["search", "x", "-k", "0"], 2, "BadInput", "`0`"),
+        (["search", "x", "--where", "{year: 2020}"], 2, "BadInput", "`{year: 2020}` is not JSON"),
+        (["search", "x", "--where", "[" * 100_000], 2, "BadInput", "is not JSON"),
+        (["search", "x", "--where", "[1]"], 2, "BadInput", "`[1]`"),
+        (["retrieve", "x", "--where", '{"a b": 1}'], 2, "BadInput", "`a b`"),
+        (["retrieve", "x", "--where", '{"year": NaN}'], 2, "BadInput", "`year`"),
+        (["retrieve", "x", "--modality", "smell"], 2, "BadInput", "`smell`"),
+        (["index", "x", "--poll"], 2, "BadInput", "--watch"),
+        (["index", "x", "--watch", "--rebuild"], 2, "BadInput", "--rebuild"),
         (["fetch", "nope"], 2, "NotFound", "`nope`"),
         (["fetch", "p1", "--span", "5"], 2, "BadInput", "`5` is not A:B"),
         (["fetch", "p1", "--span", "0:999"], 2, "BadInput", "0:999"),
@@ -445,6 +475,10 @@ def test_a_folder_goes_in_and_cited_evidence_comes_out(bare_home: Path, tmp_path
     for piece in found.passages[0].pieces:
         assert piece.span is None or fetched.text[slice(*piece.span)] == piece.text
 
+    for narrow in (["--where", '{"uri": {"prefix": "handbook/pr"}}'], ["--uri-prefix", "handbook/pr"]):
+        hits = SearchOut.model_validate(parsed(run("search", "printer allowance", *narrow, "--json")[1])).hits
+        assert [hit.uri for hit in hits] == ["handbook/printers.txt"]
+    assert parsed(run("search", "printer", "--modality", "image", "--json")[1])["hits"] == []
     assert [row["name"] for row in parsed(run("libraries", "--json")[1])] == ["default"]
     assert parsed(run("status", "--json")[1])["files"] == 2
     assert parsed(run("delete", "--uri-prefix", "handbook/printers", "--json")[1])["deleted"] == 1
@@ -467,7 +501,7 @@ def asked(**changes: Any) -> demo.Asked:
 
 def test_the_demos_questions_stand_in_its_sample() -> None:
     folder, budget, questions = demo.sample()
-    assert len(questions) == 5
+    assert len(questions) == 7
     assert budget > 0
     for question in questions:
         assert question.ask and question.answers
@@ -481,6 +515,9 @@ def test_the_demos_questions_stand_in_its_sample() -> None:
         ("a/b.pdf p.12", {"uri": "b.pdf", "page": 2}, False),
         ("a/b.pdf p.2", {"uri": "b.pdf"}, False),
         ("a/b.md", {"uri": "a/b.md"}, True),
+        ("a/b.ogg 0.1-21.3s", {"uri": "b.ogg"}, True),
+        ("a/b.xlsx p.1 2.0-3.0s", {"uri": "b.xlsx", "page": 1}, True),
+        ("a/b.ogg 0.1-21.3s", {"uri": "c.ogg"}, False),
         ("a/c.md", {"uri": "b.md"}, False),
     ],
 )
@@ -508,6 +545,24 @@ def test_the_demo_fails_when_an_answer_does(
     assert got == code
     (question,) = parsed(out)["questions"]
     assert {"question", "cited", "passages", "tokens", "ms"} <= set(question)
+
+
+def test_the_demo_leaves_out_what_this_installation_cannot_read(
+    monkeypatch: pytest.MonkeyPatch, bare_home: Path, run: Any
+) -> None:
+    questions = demo.sample()[2]
+    assert {one.needs for one in questions} == {"", "office", "audio"} <= {"", *demo._MODULES}
+    assert demo._readable(questions) == (questions, ())
+    there = {"openpyxl": True, "av": None, "scenedetect": None}
+    monkeypatch.setattr(demo, "find_spec", there.get)
+    readable, left_out = demo._readable(questions)
+    assert [one.needs for one in left_out] == ["audio"] and len(readable) == 6
+    monkeypatch.setattr(demo, "run", lambda settings: demo.Demo((asked(),), left_out))
+    got, out, _ = run("demo")
+    assert got == 0
+    assert f"Left out: {left_out[0].ask} Run `pip install 'triptych[audio]'`" in out and "1 of 1 answers" in out
+    got, out, _ = run("demo", "--json")
+    assert got == 0 and parsed(out)["left_out"] == [{"question": left_out[0].ask, "needs": "audio"}]
 
 
 def test_the_sample_keeps_its_place_in_the_home(tmp_path: Path) -> None:

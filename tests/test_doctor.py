@@ -37,7 +37,10 @@ def test_a_bare_home_lacks_weights_and_says_how_to_get_them(bare_home: Path, qui
     report = doctor.examine(Settings.load())
     assert not report.healthy
     missing = [check for check in report.checks if check.status != "ok"]
-    names = ("all_minilm_l6_v2", "smollm2_135m_instruct", "silero_vad", "moonshine_tiny_en")
+    names = (
+        *("all_minilm_l6_v2", "smollm2_135m_instruct", "silero_vad", "moonshine_tiny_en"),
+        *("image_tags", "use_multilingual"),
+    )
     assert [check.what for check in missing] == [f"weights {name}" for name in names]
     assert {(check.status, check.mend) for check in missing} == {("missing", "triptych pull embedded")}
     assert list(bare_home.iterdir()) == []

@@ -342,7 +342,7 @@ def test_media_are_read_as_in_the_product(folder: Path) -> None:
     assert made.modalities == {"text", "image", "audio"}
     said = list(made.notes())
     assert said[0].startswith("2 media files could not be read; the first: `broken.png` is a damaged picture")
-    assert said[1].startswith("1 pictures have no recognisable text")
+    assert said[1] == "In 1 media files no word was found: those of the files' names stand for them."
     assert len(said) == 2
 
 

@@ -15,11 +15,14 @@ import pytest
 from triptych import BadInput, Cancelled, Settings, StaleId, StoreError, Triptych, progress
 from triptych.retrievers.base import Where
 from triptych.tools.catalog import Catalog
-from triptych.tools.collection import LOCK
+from triptych.tools.writing import LOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from triptych.retrievers.base import Item
+    from triptych.retrievers.readers.base import Document
 
 FACTS = {
     "lantern.md": "# Lantern\n\nThe lantern at Oster Point burns whale oil until 1871.",
@@ -45,6 +48,17 @@ def library(bare_home: Path) -> Iterator[Triptych]:
 
 def found(library: Triptych, query: str) -> list[str]:
     return [hit.uri for hit in library.search(query).hits]
+
+
+def test_a_filter_is_a_mapping_or_a_where(library: Triptych, docs: Path) -> None:
+    library.index(docs)
+    narrow = {"uri": {"prefix": "docs/sub/"}, "modality": ["text", "page"]}
+    assert {hit.uri for hit in library.search("the", where=narrow).hits} <= {"docs/sub/bees.html"}
+    assert [hit.uri for hit in library.search("apiary hives", where=narrow).hits] == ["docs/sub/bees.html"]
+    assert library.search("apiary hives", where=Where(uri_prefix="docs/ferry")).hits == []
+    assert library.retrieve("apiary hives", where={"mime": "text/plain"}).passages == []
+    with pytest.raises(BadInput, match="`a b`"):
+        library.search("ferry", where={"a b": 1})
 
 
 def test_unchanged_files_are_left_alone(library: Triptych, docs: Path) -> None:
@@ -77,6 +91,64 @@ def test_deleted_files_go_with_prune_only(library: Triptych, docs: Path) -> None
     assert library.index(docs, prune=True).removed == 1
     assert "docs/sub/bees.html" not in found(library, "apiary hives")
     assert library.status().files == 2
+
+
+def test_pruning_a_file_leaves_those_whose_names_begin_alike(library: Triptych, docs: Path) -> None:
+    (docs / "ferry.txt.md").write_text("The old timetable of the ferry.", "utf-8")
+    library.index(docs)
+    assert library.index(docs / "ferry.txt", prune=True).removed == 0
+    assert library.status().files == 4
+
+
+def test_a_large_file_is_written_in_parts_and_is_there_as_a_whole_or_not_at_all(
+    library: Triptych, docs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triptych.tools.writing.BATCH", 4)
+    library.index(docs)
+    collection = library._open()
+    sizes: list[int] = []
+    real = collection.retriever().add
+
+    def add(items: Sequence[Item]) -> None:
+        sizes.append(len(items))
+        if len(sizes) == 3:
+            raise StoreError("The disk is full.", "Free some.")
+        real(items)
+
+    monkeypatch.setattr(collection.retriever(), "add", add)
+    rows = "".join(f'{{"n": {n}, "text": "{f"Row {n} tells of a petrel. " * 30}"}}\n' for n in range(30))
+    (docs / "rows.jsonl").write_text(rows, "utf-8")
+    with pytest.raises(StoreError, match="full"):
+        library.index(docs)
+    assert sizes == [4, 4, 4]
+    assert found(library, "petrel") == []
+    assert library.verify().whole
+    assert library.index(docs).indexed == 1
+    assert max(sizes) == 4
+    assert library.verify().whole
+
+
+def test_a_reader_that_fails_in_mid_file_leaves_nothing_of_it(
+    library: Triptych, docs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triptych.tools import indexing
+
+    monkeypatch.setattr("triptych.tools.writing.BATCH", 2)
+    real = indexing.chunks
+
+    def failing(document: Document, content_hash: str) -> Iterator[Item]:
+        for item in real(document, content_hash):
+            yield item
+            if item.meta["ordinal"] == 4:
+                raise ZeroDivisionError
+
+    monkeypatch.setattr(indexing, "chunks", failing)
+    (docs / "long.md").write_text("\n\n".join(f"# Part {n}\n\n" + "A petrel. " * 80 for n in range(9)), "utf-8")
+    done = library.index(docs)
+    assert done.indexed == 3
+    assert [problem.uri for problem in done.problems] == ["docs/long.md"]
+    assert found(library, "petrel") == []
+    assert library.verify().whole
 
 
 def test_prune_stays_below_the_given_path(library: Triptych, docs: Path) -> None:
@@ -180,7 +252,7 @@ def test_a_second_writer_waits_its_turn(library: Triptych, docs: Path, monkeypat
     from filelock import FileLock
 
     library.index(docs)
-    monkeypatch.setattr("triptych.tools.collection.LOCK_WAIT_S", 0.2)
+    monkeypatch.setattr("triptych.tools.writing.LOCK_WAIT_S", 0.2)
     other = FileLock(library.folder / LOCK, thread_local=False, is_singleton=False)
     with other, pytest.raises(StoreError, match="Another process has been writing"):
         library.index(docs)
@@ -216,17 +288,6 @@ def test_rebuild_mends_a_broken_store_and_takes_a_new_encoder(library: Triptych,
     assert library.search("ferry").hits[0].id == old.id
 
 
-def test_verify_finds_a_changed_text(library: Triptych, docs: Path) -> None:
-    from dataclasses import replace
-
-    library.index(docs)
-    collection = library._open()
-    assert collection.verify() == []
-    [item] = collection.get([library.search("ferry").hits[0].id])
-    collection._store.upsert([replace(item, text="The ferry was sold.")], {})
-    assert collection.verify() == ["docs/ferry.txt"]
-
-
 def test_another_encoder_is_a_typed_error(library: Triptych, docs: Path) -> None:
     library.index(docs)
     library.close()
@@ -255,7 +316,7 @@ def test_kill_9_leaves_everything_acknowledged_and_nothing_partial(
     for n in range(24):
         text = "\n\n".join(f"Paragraph {at} of note {n} tells of petrel number {n}-{at}." for at in range(40))
         (docs / f"note-{n:02}.md").write_text(text, "utf-8")
-    child = "import triptych.tools.indexing as i; i.BATCH = 16\n" + KILLED
+    child = "import triptych.tools.writing as w; w.BATCH = 16\n" + KILLED
     with subprocess.Popen(
         [sys.executable, "-c", child, str(bare_home), str(docs)], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -268,10 +329,12 @@ def test_kill_9_leaves_everything_acknowledged_and_nothing_partial(
     with Triptych("facts", Settings.load()) as library:
         acknowledged = library._open()._catalog.live()
         assert library.status().healthy
+        assert library.verify().whole
         assert sorted(library._open()._store.ids()) == sorted(acknowledged)
         done = library.index(docs)
         assert done.problems == []
         assert library.status().files == 27
+        assert library.verify().whole
         assert sorted(library._open()._store.ids()) == sorted(library._open()._catalog.live())
 
 

@@ -16,6 +16,8 @@ from mcp import Client
 
 from triptych.errors import BadInput, StoreError
 from triptych.refiners.tokens import count
+from triptych.retrievers.base import Where
+from triptych.retrievers.filters import filter_of
 from triptych.server.app import build
 from triptych.tools.langchain import TriptychCompressor, TriptychReranker, TriptychRetriever, triptych_tools
 
@@ -128,6 +130,16 @@ def test_k_of_the_call_wins() -> None:
     retriever = TriptychRetriever(library=FakeTriptych())
     assert len(retriever.invoke("printer", k=1)) == 1
     assert len(asyncio.run(retriever.ainvoke("printer", k=2))) == 2
+
+
+@pytest.mark.parametrize("budget", [None, 100])
+def test_the_retriever_filters_and_the_filter_of_the_call_wins(budget: int | None) -> None:
+    fake = FakeTriptych()
+    retriever = TriptychRetriever(library=fake, max_tokens=budget, where={"author": "Ann"})
+    retriever.invoke("printer")
+    assert fake.asked_where == Where(filter=filter_of({"author": "Ann"}))
+    asyncio.run(retriever.ainvoke("printer", where={"author": "Bob"}))
+    assert fake.asked_where == Where(filter=filter_of({"author": "Bob"}))
 
 
 def test_with_a_budget_the_retriever_gives_compressed_evidence() -> None:

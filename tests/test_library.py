@@ -45,7 +45,7 @@ def test_the_sample_holds_every_modality_this_step_reads(library: Triptych) -> N
     status = library.status()
     assert status.healthy
     assert status.files >= 24
-    assert set(status.by_modality) == {"text", "page", "image"}
+    assert set(status.by_modality) == {"text", "page", "image", "audio", "video"}
     assert status.note is None
 
 

@@ -243,11 +243,13 @@ HTML = """<!DOCTYPE html><html><head><title>Rates &amp; rules</title><style>p{}<
 def test_html_is_what_a_browser_shows(tmp_path: Path) -> None:
     document = make(tmp_path, "a.html", HTML)
     assert document.title == "Rates & rules"
-    assert [section.headings for section in document.sections] == [("Travel rates",), ("Travel rates", "Table")]
+    *texts, picture = document.sections
+    assert [section.headings for section in texts] == [("Travel rates",), ("Travel rates", "Table")]
+    assert (picture.text, picture.modality) == ("A chart of rain\nFigure 1\n\n", "image")
     assert document.sections[0].text == "# Travel rates\n\nFirst para with bold text,\nnew line. Hidden.\n\n"
     assert document.sections[1].text == (
         "## Table\n\nBy city\n\n| City | Night |\n|---|---|\n| Oslo | 142 \\| x |\n| Oslo | 61 eur |\n\n"
-        "- one\n- two\n  - nested\n\n3. three\n\n```\ndef f():\n    return 1\n```\n\nA chart of rain\n\nFigure 1"
+        "- one\n- two\n  - nested\n\n3. three\n\n```\ndef f():\n    return 1\n```\n\nA chart of rain\n\nFigure 1\n\n"
     )
     assert document.meta["stripped"] == 2
 
@@ -351,9 +353,10 @@ def test_pdf_text_is_in_reading_order_with_headings(report: Path) -> None:
     assert document.sections[2].media == MediaRef("box/report.pdf", "application/pdf", page=2)
 
 
-def test_pdf_table_rows_are_lines(report: Path) -> None:
+def test_pdf_tables_are_markdown(report: Path) -> None:
     rows = read(report, "box/report.pdf").sections[1].text.strip().split("\n")
-    assert rows[-4:] == ["\t".join(row) for row in TABLE]
+    shown = ["| " + " | ".join(row) + " |" for row in TABLE]
+    assert rows[-5:] == [shown[0], "|---|---|---|", *shown[1:]]
 
 
 def test_pdf_lines_are_where_they_are_shown(report: Path) -> None:
@@ -366,7 +369,7 @@ def test_pdf_lines_are_where_they_are_shown(report: Path) -> None:
     for text, box in boxes.items():
         left, top, right, bottom = (round(v * side) for v, side in zip(box, seen.size * 2, strict=True))
         assert np.asarray(seen.crop((left, top, right, bottom))).min() < 128
-        assert np.asarray(seen.crop((0, top, left - 2, bottom))).min() > 128 or "\t" in text
+        assert np.asarray(seen.crop((0, top, left - 2, bottom))).min() > 128 or text.startswith("|")
 
 
 def test_pdf_passages_know_page_and_box(report: Path) -> None:

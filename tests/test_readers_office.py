@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import random
 import sys
 import time
-import zipfile
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 from datetime import time as clock
@@ -25,7 +23,7 @@ from docx.enum.style import WD_STYLE_TYPE
 from docx.oxml import parse_xml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lxml import etree
+from PIL import Image, ImageDraw, ImageFont
 from pptx.util import Inches
 
 from triptych import Settings, Triptych, progress
@@ -34,7 +32,7 @@ from triptych.retrievers import readers
 from triptych.retrievers.chunking import CHUNK_PIECES, chunk, pieces
 from triptych.retrievers.readers import read
 from triptych.retrievers.readers._numbers import shown
-from triptych.retrievers.readers.base import Document, Limits
+from triptych.retrievers.readers.base import Document, Limits, Section
 
 sys.path.append(str(Path(__file__).parent))
 from made_files import (
@@ -55,6 +53,7 @@ from made_files import (
     word,
     zipped,
 )
+from mutants import mutated_file
 
 OFFICE = "application/vnd.openxmlformats-officedocument"
 KINDS = {
@@ -222,7 +221,9 @@ def test_word_text_boxes_pictures_fields_and_controls(tmp_path: Path) -> None:
         "<w:r><w:t>a</w:t><w:tab/><w:t>b</w:t><w:br/><w:t>c</w:t></w:r>",
     )
     expected = "Before\n\nin a box\n\nA chart of rain\n\nPage 3\n\ncontrolled\n\na\tb\nc"
-    assert text_of(make(tmp_path, "a.docx", content)) == expected
+    text, picture = make(tmp_path, "a.docx", content).sections
+    assert (text.text, text.modality) == (f"{expected}\n\n", "text")
+    assert (picture.text, picture.modality, picture.meta) == ("A chart of rain\n\n", "image", {"picture": 1})
 
 
 def test_word_numbers_headings_and_lists_as_it_shows_them(tmp_path: Path) -> None:
@@ -960,62 +961,6 @@ def test_invisible_characters_are_removed_and_counted(tmp_path: Path, name: str,
 # -- fuzz --------------------------------------------------------------------------------------------------------------
 
 
-def mutated(content: bytes, random_: random.Random) -> bytes:
-    """`content` with a few bytes changed, cut, doubled or moved."""
-    made = bytearray(content)
-    for _ in range(random_.randint(1, 6)):
-        at, length = random_.randrange(len(made) + 1), random_.randint(1, 40)
-        change = random_.randrange(5)
-        if change == 0 and made:
-            made[at % len(made)] = random_.randrange(256)
-        elif change == 1:
-            del made[at : at + length]
-        elif change == 2:
-            made[at:at] = made[at : at + length] * random_.randint(1, 50)
-        elif change == 3:
-            made[at:at] = random_.randbytes(length)
-        else:
-            other = random_.randrange(len(made) + 1)
-            made[at : at + length] = made[other : other + length]
-    return bytes(made)
-
-
-def mutated_file(name: str, content: bytes, random_: random.Random) -> bytes:
-    """As `mutated`; of a zip archive mostly one of its parts, so that what is inside is reached."""
-    if not zipfile.is_zipfile(io.BytesIO(content)) or random_.random() < 0.2:
-        return mutated(content, random_)
-    parts = parts_of(content)
-    for part in random_.sample(sorted(parts), min(3, len(parts))):
-        is_tree = parts[part].lstrip().startswith(b"<") and random_.random() < 0.8
-        parts[part] = mutated_tree(parts[part], random_) if is_tree else mutated(parts[part], random_)
-    return zipped(parts)
-
-
-ODD = ("", "0", "-1", "1", "99999999999", "1e9", "x", "NaN", "true", "9" * 400, "A1:XFD1048576", "../../x", "字")
-
-
-def mutated_tree(content: bytes, random_: random.Random) -> bytes:
-    """`content`, which is XML, with elements lost, doubled or moved and odd values in attributes and texts."""
-    root = etree.fromstring(content)
-    for _ in range(random_.randint(1, 6)):
-        nodes = [node for node in root.iter() if isinstance(node.tag, str) and node is not root]
-        if not nodes:
-            break
-        node, other = random_.choice(nodes), random_.choice([root, *nodes])
-        change = random_.randrange(5)
-        if change == 0:
-            node.getparent().remove(node)
-        elif change == 1:
-            other.append(copy.deepcopy(node))
-        elif change == 2 and node.attrib:
-            node.set(random_.choice(sorted(node.attrib)), random_.choice(ODD))
-        elif change == 3 and node.attrib:
-            del node.attrib[random_.choice(sorted(node.attrib))]
-        else:
-            node.text = random_.choice(ODD)
-    return etree.tostring(root)
-
-
 WHOLE = {name: content() for name, content in FILES.items()}
 
 
@@ -1038,3 +983,102 @@ def check_mutant(folder: Path, name: str, seed: int) -> None:
 @given(st.sampled_from(sorted(WHOLE)), st.integers(0, 2**32))
 def test_damaged_files_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, name: str, seed: int) -> None:
     check_mutant(tmp_path_factory.getbasetemp(), name, seed)
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def picture_of(words: str, size: tuple[int, int] = (420, 120)) -> io.BytesIO:
+    """A PNG that shows `words`."""
+    image = Image.new("RGB", size, "white")
+    ImageDraw.Draw(image).text((20, 40), words, fill="black", font=ImageFont.load_default(28))
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    out.seek(0)
+    return out
+
+
+def pictures_of(document: Document) -> list[Section]:
+    return [section for section in document.sections if section.modality == "image"]
+
+
+def word_with_pictures(*pictures: io.BytesIO) -> bytes:
+    made = docx.Document()
+    made.add_heading("Tides", 1)
+    made.add_paragraph("The gauge was read twice a day.")
+    for number, picture in enumerate(pictures, 1):
+        made.add_picture(picture, width=docx.shared.Inches(2))
+        made.inline_shapes[-1]._inline.docPr.set("descr", f"A board at the slip, number {number}")
+        made.add_paragraph(f"Figure {number}. The gauge of House {number}")
+    made.add_heading("Wind", 1)
+    made.add_paragraph("Nothing is shown here.")
+    return saved(made)
+
+
+def test_a_picture_in_word_has_its_words_its_caption_and_its_own_text(tmp_path: Path) -> None:
+    document = make(tmp_path, "a.docx", word_with_pictures(picture_of("HIGH WATER 06:15")))
+    check_offsets(document)
+    (gauge,) = pictures_of(document)
+    assert gauge.text.split("\n")[:2] == ["A board at the slip, number 1", "Figure 1. The gauge of House 1"]
+    assert "HIGH WATER" in gauge.text and "06:15" in gauge.text
+    assert (gauge.headings, gauge.media, gauge.meta) == (("Tides",), None, {"picture": 1, "ocr": True})
+    assert [section.headings for section in document.sections] == [("Tides",), ("Tides",), ("Wind",)]
+
+
+def test_a_caption_by_its_style_stands_above_or_below(tmp_path: Path) -> None:
+    made = docx.Document()
+    made.add_paragraph("Boats at the slip", style="Caption")
+    made.add_picture(picture_of("", (100, 100)))
+    made.add_paragraph("A paragraph about rain.")
+    made.add_picture(picture_of("", (120, 100)))
+    made.add_paragraph("Sheep on the hill", style="Caption")
+    texts = [section.text.strip() for section in pictures_of(make(tmp_path, "a.docx", saved(made)))]
+    assert texts == ["Boats at the slip", "Sheep on the hill"]
+
+
+def test_a_picture_on_a_slide_has_its_place(tmp_path: Path) -> None:
+    made = pptx.Presentation()
+    slide = made.slides.add_slide(made.slide_layouts[5])
+    slide.shapes.title.text = "Tides"
+    shape = slide.shapes.add_picture(picture_of("HIGH WATER 06:15"), Inches(1), Inches(2), Inches(4), Inches(3))
+    shape._element.nvPicPr.cNvPr.set("descr", "The board at the slip")
+    document = make(tmp_path, "a.pptx", saved(made))
+    check_offsets(document)
+    (board,) = pictures_of(document)
+    assert board.text.startswith("The board at the slip\n") and "06:15" in board.text
+    assert (board.page, board.headings) == (1, ("Tides",))
+    assert board.lines[0][2:] == pytest.approx((0.1, 2 / 7.5, 0.5, 5 / 7.5), abs=1e-3)
+
+
+def test_pictures_beyond_the_limit_have_only_the_words_around_them(tmp_path: Path) -> None:
+    boards = [picture_of(f"BOARD {n}") for n in range(3)]
+    document = make(tmp_path, "a.docx", word_with_pictures(*boards, boards[0]), Limits(max_pictures=1))
+    assert [section.meta.get("ocr", False) for section in pictures_of(document)] == [True, False, False, True]
+    assert document.meta["note"].startswith("Not read: 2 pictures in it beyond `max_pictures` = 1")
+
+
+def test_a_damaged_picture_does_not_spoil_its_document(tmp_path: Path) -> None:
+    whole = word_with_pictures(picture_of("BOARD"))
+    content = changed(whole, "word/media/image1.png", lambda old: old[: len(old) // 2])
+    document = make(tmp_path, "a.docx", content)
+    assert pictures_of(document)[0].text.startswith("A board at the slip")
+    assert document.meta["note"] == "Not read: 1 pictures in it that are damaged or too large."
+
+
+def test_a_document_that_is_one_picture_is_read(tmp_path: Path) -> None:
+    made = docx.Document()
+    made.add_picture(picture_of("HIGH WATER 06:15"))
+    (scan,) = make(tmp_path, "a.docx", saved(made)).sections
+    assert "06:15" in scan.text and scan.modality == "image"
+
+
+def test_pictures_in_books_are_found_by_their_captions(tmp_path: Path) -> None:
+    figure = "<figure><figcaption>The bell of 1931</figcaption><img src='b.png' alt='Cracked'/></figure>"
+    document = make(tmp_path, "a.epub", epub([f"<h1>Fog</h1><p>It rang.</p>{figure}<img src='i.png' alt='icon'/>"]))
+    check_offsets(document)
+    (bell,) = pictures_of(document)
+    assert (bell.text, bell.headings, bell.meta) == (
+        "Cracked\nThe bell of 1931\n\n",
+        ("Fog",),
+        {"picture": 1, "chapter": 1},
+    )

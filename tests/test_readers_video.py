@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib.cbook import get_sample_data
 from PIL import Image, ImageDraw, ImageFont
 
 from triptych import MissingExtra, Settings, Triptych
@@ -27,6 +28,7 @@ sys.path.append(str(Path(__file__).parent))
 from media_files import damaged, make, refused
 
 CLIP = Path(__file__).parent / "data" / "speech.ogg"
+PORTRAIT = Path(get_sample_data("grace_hopper.jpg", asfileobj=False))
 RATE = 16_000
 SIZE = (480, 270)
 Scene = tuple[str, str, float]
@@ -253,6 +255,42 @@ def test_a_library_shows_and_cites_scenes(tmp_home: Path, tmp_path: Path, talk: 
         assert (seen.where, max(seen.width, seen.height)) == (hit.where, 240)
         pixel = Image.open(io.BytesIO(seen.image)).convert("RGB").getpixel((230, 125))
         assert isinstance(pixel, tuple) and pixel[0] > 60 > pixel[1]
+
+
+def test_a_scene_says_what_it_shows(tmp_path: Path, weights_home: Path) -> None:
+    with Image.open(PORTRAIT) as image:
+        portrait = image.convert("RGB").crop((150, 0, 460, 400)).resize((310, 400))
+    film = filmed([("navy", "", 3.0)], pictured=portrait, size=portrait.size, codec="libx264", fps=25)
+    document = make(tmp_path, "new_year.mp4", film, Limits(weights=weights_home / "weights"))
+    check(document)
+    [scene] = document.sections
+    assert scene.text == "new year\n\nShows: person.\n\n"
+    assert scene.meta["named"] is True
+    [[name, sure]] = scene.meta["tags"]
+    assert name == "person" and 0.6 <= sure <= 1
+    assert chunk(document, "hash")[0].meta["tags"] == scene.meta["tags"]
+
+    spoken = make(
+        tmp_path,
+        "a.mp4",
+        filmed([("navy", "", 9.0)], pictured=portrait, size=portrait.size, sound=decoded(CLIP)),
+        Limits(weights=weights_home / "weights", speech="moonshine_tiny_en"),
+    ).sections[0]
+    assert spoken.text.startswith("The committee decided") and spoken.text.endswith("\n\nShows: person.\n\n")
+    assert spoken.meta["speech"] is True and "named" not in spoken.meta
+
+
+def test_without_weights_for_tags_the_scenes_are_read(tmp_path: Path) -> None:
+    with Image.open(PORTRAIT) as image:
+        portrait = image.convert("RGB").crop((150, 0, 460, 400))
+    film = filmed([("navy", "", 2.0)], pictured=portrait, size=portrait.size)
+    document = make(tmp_path, "a.mp4", film, Limits(weights=tmp_path))
+    assert "what pictures show was not recognised" in document.meta["note"] and "pull" in document.meta["mend"]
+    spoken = filmed([("navy", "", 2.0)], pictured=portrait, size=portrait.size, sound=decoded(CLIP))
+    both = make(tmp_path, "b.mp4", spoken, Limits(weights=tmp_path, speech="moonshine_tiny_en"))
+    assert "speech was not recognised" in both.meta["note"] and "what pictures show was not" in both.meta["note"]
+    assert both.meta["mend"] == document.meta["mend"]
+    assert "note" not in make(tmp_path, "c.mp4", film, Limits(weights=tmp_path, tags="none")).meta
 
 
 # -- what is missing, limits, damage -----------------------------------------------------------------------------------

@@ -9,17 +9,20 @@ import shutil
 import tomllib
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
 
-from triptych import errors
+from triptych import Settings, errors
 from triptych.manifests import doctor, registry, weights
 from triptych.server import cli, demo
 from triptych.server.evaluate import evaluation
 from triptych.tools import schemas
 from triptych.tools.evaluation import datasets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DOCS = CHECKOUT / "docs"
@@ -195,6 +198,9 @@ def test_examples_of_plain_commands_have_the_fields_of_the_code() -> None:
     assert all(set(row) == set(check) for row in shown["doctor"]["checks"])
     asked = demo.Asked("", (), {"used": 0, "budget": 0}, {}, True, True).as_dict()
     assert set(shown["demo"]["questions"][0]) == set(asked)
+    left_out = demo.Question("", (), (), "office")
+    assert shown["demo"].keys() == demo.Demo((), (left_out,)).as_dict().keys()
+    assert set(shown["demo"]["left_out"][0]) == set(demo.Demo((), (left_out,)).as_dict()["left_out"][0])
     assert shown["error"] == errors.NotFound(**{k: shown["error"]["error"][k] for k in ("message", "hint")}).as_dict()
     assert set(shown["pull"]["pulled"][0]) <= {field.name for field in fields(weights.Pulled)}
 
@@ -226,11 +232,14 @@ def test_shapes_in_the_readme_are_those_of_the_models() -> None:
 
 
 def test_the_download_is_as_large_as_it_says() -> None:
-    table = tomllib.loads((CHECKOUT / "manifests" / "weights.toml").read_text("utf-8"))
-    wheels = [
-        carrier["bytes"] for model in table.values() for carrier in model["carriers"] if carrier["kind"] == "wheel"
-    ]
-    assert f"downloads {sum(wheels) / 1e6:.0f} MB" in README
+    known, wanted = weights.models(), weights.wanted_by(Settings.load())
+
+    def megabytes(names: Iterable[str]) -> str:
+        wheels = [part for name in names for one in known[name].carriers if one.kind == "wheel" for part in one.wheels]
+        return f"{sum(part.bytes for part in wheels) / 1e6:.0f} MB"
+
+    silent = [name for name in wanted if name not in (weights.VOICE, Settings.load().speech)]
+    assert f"downloads {megabytes(wanted)} ({megabytes(silent)} without the extra `audio`)" in README
 
 
 def test_the_sample_is_as_large_as_it_says() -> None:

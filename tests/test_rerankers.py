@@ -218,8 +218,19 @@ def test_a_chinese_query_is_matched_literally(maxsim: MaxSim) -> None:
     assert found.hits[-1].score == 0
 
 
-def test_a_query_that_matches_nothing_leaves_the_order(maxsim: MaxSim) -> None:
+def test_passages_in_another_language_keep_their_places(maxsim: MaxSim) -> None:
     found = maxsim.rank(Query("ыъ"), hits(["one thing", "another thing"]))
+    assert [hit.item.id for hit in found.hits] == ["p0", "p1"]
+    assert all(hit.score >= maxsim.floor for hit in found.hits)
+    mixed = hits(["柏林是德国的首都。", "The cat sleeps.", "巴黎是法国的首都。", "The capital of Germany is Berlin."])
+    ranked = maxsim.rank(Query("What is the capital of Germany?"), mixed)
+    assert [hit.item.id for hit in ranked.hits] == ["p0", "p3", "p2", "p1"]
+    scores = [hit.score for hit in ranked.hits]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_a_query_that_matches_nothing_leaves_the_order(maxsim: MaxSim) -> None:
+    found = maxsim.rank(Query("ыъ"), hits(["кот", "лес"]))
     assert [(hit.item.id, hit.score) for hit in found.hits] == [("p0", 0.0), ("p1", 0.0)]
 
 

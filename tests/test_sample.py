@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
+import sys
 import tomllib
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import av
+import docx
 import numpy as np
+import openpyxl
 import pypdfium2
 import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
+
+from triptych.retrievers.readers import read
+from triptych.retrievers.readers.base import Limits
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -24,6 +32,11 @@ LIBRARY = SAMPLE / "vessey-holm"
 ENCODINGS = {"letters/lefevre-2019.txt": "latin-1", "partner/letter-on-seeds.txt": "gb18030"}
 PICTURES = {".png", ".jpg"}
 SCANS = {"archive/keepers-log-1931-scan.pdf"}
+MEDIA = {".ogg", ".mp4"}
+PAGED = (".pdf", ".xlsx")
+NEEDED = {".docx": "office", ".xlsx": "office", ".ogg": "audio", ".mp4": "video"}
+
+sys.path.append(str(DOCS))  # `make_sample.py` imports its neighbours
 
 
 def script() -> ModuleType:
@@ -69,6 +82,34 @@ def same_picture(a: Image.Image, b: Image.Image) -> bool:
     return bool(np.abs(small[0] - small[1]).mean() < 3.0)
 
 
+def told(data: bytes) -> list[list[str]]:
+    """Paragraphs with their styles, and rows, of a Word document."""
+    document = docx.Document(io.BytesIO(data))
+    rows = [[cell.text for cell in row.cells] for table in document.tables for row in table.rows]
+    return [[str(part.style and part.style.name), part.text] for part in document.paragraphs] + rows
+
+
+def cells(data: bytes) -> list[tuple[str, str, object, str]]:
+    """Sheet, place, value and number format of every cell of a workbook."""
+    book = openpyxl.load_workbook(io.BytesIO(data))
+    return [
+        (sheet.title, cell.coordinate, cell.value, cell.number_format)
+        for sheet in book.worksheets
+        for row in sheet.iter_rows()
+        for cell in row
+    ]
+
+
+def frames(data: bytes, per_s: int = 2) -> tuple[list[Image.Image], np.ndarray]:
+    """Pictures of a film, so many a second, and its samples."""
+    with av.open(io.BytesIO(data), "r") as film:
+        seen = [frame.to_image() for frame in film.decode(video=0)]
+        rate = int(film.streams.video[0].average_rate or 1)
+    with av.open(io.BytesIO(data), "r") as film:
+        heard = np.concatenate([frame.to_ndarray()[0] for frame in film.decode(audio=0)])
+    return seen[:: rate // per_s], heard
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The library made twice, each time in an empty folder."""
@@ -89,7 +130,9 @@ def test_it_holds_what_the_readme_says() -> None:
     assert len(files) >= 24
     assert suffixes.count(".md") >= 8 and suffixes.count(".html") >= 4
     assert suffixes.count(".pdf") >= 4 and suffixes.count(".png") >= 2 and suffixes.count(".jpg") >= 2
-    assert set(suffixes) <= {".md", ".html", ".txt", ".pdf", ".png", ".jpg"}
+    assert {".docx", ".xlsx", *MEDIA} <= set(suffixes)
+    assert set(suffixes) <= {".md", ".html", ".txt", ".pdf", ".png", ".jpg", ".docx", ".xlsx", *MEDIA}
+    assert all((LIBRARY / name).stat().st_size < 150_000 for name in files if Path(name).suffix in MEDIA)
     assert sum((LIBRARY / name).stat().st_size for name in files) < 3_000_000
     assert (SAMPLE / "__init__.py").read_text() == ""
 
@@ -120,15 +163,22 @@ def test_the_committed_files_are_those_the_script_makes(made: tuple[Path, Path])
             assert layer(new) == layer(old), name
             pages = zip(rendered(new, 0.5), rendered(old, 0.5), strict=True)
             assert all(same_picture(a, b) for a, b in pages), name
+        elif suffix == ".docx":
+            assert told(new) == told(old), name
+        elif suffix == ".xlsx":
+            assert cells(new) == cells(old), name
+        elif suffix == ".mp4":
+            (seen, heard), (seen_before, heard_before) = frames(new), frames(old)
+            assert all(same_picture(a, b) for a, b in zip(seen, seen_before, strict=True)), name
+            assert np.corrcoef(heard[:200_000], heard_before[:200_000])[0, 1] > 0.95, name
         else:
             assert new == old, name
 
 
 def test_every_source_of_words_is_used() -> None:
     used = [argument for maker in script().MADE.values() for argument in getattr(maker, "args", ())]
-    assert sorted(path.stem for path in (DOCS / "sample_text").iterdir()) == sorted(
-        a for a in used if (isinstance(a, str) and a not in {"latin-1", "gb18030"})
-    )
+    names = {f"{a}.txt" for a in used if isinstance(a, str)} | {a.name for a in used if isinstance(a, Path)}
+    assert {path.name for path in (DOCS / "sample_text").iterdir()} <= names
 
 
 def test_scans_have_no_text_layer_and_reports_have_one() -> None:
@@ -161,6 +211,22 @@ def test_charts_show_the_numbers_of_the_texts() -> None:
     assert f"counted {made_by.PUPS[2023]} grey seal pups" in written("minutes/2023-10-14-council.md")
 
 
+def test_the_tenders_add_up_to_what_the_appeal_asks_for() -> None:
+    words = (DOCS / "sample_text" / "tower-repointing.txt").read_text("utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in words.splitlines() if line[:1] == "|"]
+    tenders = [[int(cell.replace(",", "")) for cell in row[1:]] for row in rows if len(row) == 5 and _whole(row)]
+    assert len(tenders) == 3 and all(sum(parts) == total for *parts, total in tenders)
+    assert "of the 15,000 needed" in written("web/news-2024.html") and min(row[-1] for row in tenders) == 15_000
+
+
+@pytest.mark.parametrize("name", ["sample/vessey-holm/radio/voice-note-2024-09-15.ogg", "sample_text/lamp-change.ogg"])
+def test_what_was_spoken_is_heard(name: str, weights_home: Path) -> None:
+    limits = Limits(weights=weights_home / "weights", speech="moonshine_tiny_en")
+    heard = " ".join(section.text for section in read(DOCS / name, name, limits).sections).lower()
+    words = re.findall(r"[a-z]+", script().SPOKEN[name][1].lower())
+    assert sum(word in heard for word in words) > 0.85 * len(words)
+
+
 def test_accounts_add_up() -> None:
     report = (DOCS / "sample_text" / "annual-report-2023.txt").read_text("utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.splitlines() if line[:1] == "|"]
@@ -182,15 +248,16 @@ def _whole(row: list[str]) -> bool:
 
 def test_questions_have_the_fields_they_say(questions: dict[str, list[dict]]) -> None:
     assert questions["library"] == LIBRARY.name
-    assert len(questions["question"]) == 5 and len(questions["extra"]) >= 15
+    assert len(questions["question"]) == 7 and len(questions["extra"]) >= 19
     assert len({row["format"] for row in questions["question"]}) >= 4
     asked = [row["ask"] for row in (*questions["question"], *questions["extra"])]
     assert len(set(asked)) == len(asked)
     for row in (*questions["question"], *questions["extra"]):
-        assert set(row) == {"ask", "answers", "sources", "format"}
+        assert set(row) - {"needs"} == {"ask", "answers", "sources", "format"}
+        assert {NEEDED.get(Path(source["uri"]).suffix) for source in row["sources"]} == {row.get("needs")}
         assert row["answers"] and row["sources"]
         assert all(set(source) <= {"uri", "page"} and (LIBRARY / source["uri"]).is_file() for source in row["sources"])
-        assert all(("page" in source) == source["uri"].endswith(".pdf") for source in row["sources"])
+        assert all(("page" in source) == source["uri"].endswith(PAGED) for source in row["sources"])
 
 
 def test_no_question_copies_a_sentence(questions: dict[str, list[dict]]) -> None:
@@ -201,12 +268,12 @@ def test_no_question_copies_a_sentence(questions: dict[str, list[dict]]) -> None
         assert not any(run in everything for run in runs), row["ask"]
 
 
-def test_answers_stand_in_their_sources(questions: dict[str, list[dict]]) -> None:
+def test_answers_stand_in_their_sources(questions: dict[str, list[dict]], weights_home: Path) -> None:
     from rapidocr import RapidOCR
 
     engine = RapidOCR()
 
-    def read(picture: Image.Image) -> str:
+    def recognised(picture: Image.Image) -> str:
         small = picture.convert("RGB")
         small.thumbnail((900, 900))
         found: Any = engine(np.asarray(small))
@@ -216,11 +283,15 @@ def test_answers_stand_in_their_sources(questions: dict[str, list[dict]]) -> Non
     def text(uri: str, page: int | None) -> str:
         path = LIBRARY / uri
         if path.suffix in PICTURES:
-            return read(Image.open(path))
+            return recognised(Image.open(path))
         if uri in SCANS:
-            return read(rendered(path.read_bytes(), 2.0)[(page or 1) - 1])
+            return recognised(rendered(path.read_bytes(), 2.0)[(page or 1) - 1])
         if path.suffix == ".pdf":
             return layer(path.read_bytes())[(page or 1) - 1]
+        if path.suffix in NEEDED:
+            limits = Limits(weights=weights_home / "weights", speech="moonshine_tiny_en")
+            sections = read(path, uri, limits).sections
+            return "".join(section.text for section in sections if page in (None, section.page))
         if path.suffix == ".html":
             return BeautifulSoup(written(uri), "html.parser").get_text(" ")
         return written(uri)

@@ -6,11 +6,12 @@ import json
 import math
 import random
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from triptych.errors import BadInput, StoreError
 from triptych.retrievers.base import Hit, Item, MediaRef, Modality, Query, Route, Source, Space, Where
 from triptych.retrievers.filters import filter_of
 from triptych.retrievers.fusion import by_score, rrf
-from triptych.retrievers.stores import lexicon, lite
+from triptych.retrievers.stores import lexicon, lite, table
 from triptych.retrievers.stores.filters import expression
 from triptych.retrievers.stores.milvus import LEXICAL, LITE, MilvusStore
 from triptych.retrievers.text.analysis import analyse, terms
@@ -850,3 +851,83 @@ def test_weighted_scores_are_shares_of_the_way_from_the_least_to_the_best() -> N
     assert [id_ for id_, _ in fused] == ["a", "c", "b", "d"]
     assert by_score([[("b", 3.0), ("a", 3.0)], []], [1.0, 1.0], [0.0, 0.0]) == [("a", 1.0), ("b", 1.0)]
     assert by_score([[("a", -0.5)]], [1.0], [0.0]) == [("a", 0.0)]
+
+
+# An index of vectors
+
+
+CLOUD = Space("cloud", "dense", 24)
+
+
+def cloud(rows: int, seed: int = 0) -> np.ndarray:
+    """Vectors around some centres, as those of texts are, of unit length."""
+    rng = np.random.default_rng(seed)
+    made = rng.normal(size=(20, CLOUD.dim))[rng.integers(0, 20, rows)] + rng.normal(scale=0.7, size=(rows, CLOUD.dim))
+    unit_: np.ndarray = (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+    return unit_
+
+
+def exact(vectors: np.ndarray, query: np.ndarray, k: int, among: Sequence[int] | None = None) -> list[str]:
+    rows = np.arange(len(vectors)) if among is None else np.array(among)
+    return [f"i{rows[n]:04}" for n in np.argsort(-(vectors[rows] @ query), kind="stable")[:k]]
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[MilvusStore, np.ndarray]]:
+    """A store whose vectors have an index, with rows written before and after it was made."""
+    vectors, folder = cloud(3000), tmp_path_factory.mktemp("indexed")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(table, "LARGE", 2000)
+    patch.setattr(table, "_FEW", 50)
+    with MilvusStore(folder, [CLOUD]) as store:
+        rows = [item(f"i{n:04}", f"fox {n % 7}", uri=f"root/{n % 100}/{n % 3}.txt") for n in range(3000)]
+        store.upsert(rows[:2500], {"cloud": vectors[:2500]})
+        assert store._table._index_of("cloud") == "FLAT"
+        store.settle()
+        assert store._table._index_of("cloud") == "HNSW"
+        store.upsert(rows[2500:], {"cloud": vectors[2500:]})
+        store.settle()
+        yield store, vectors
+    patch.undo()
+
+
+def test_an_index_finds_what_exact_search_finds(indexed: tuple[MilvusStore, np.ndarray]) -> None:
+    store, vectors = indexed
+    recalls = []
+    for query in cloud(50, seed=9):
+        found = [hit.item.id for hit in store.search([Route(CLOUD, query)], 10)]
+        recalls.append(len({*found} & {*exact(vectors, query, 10)}) / 10)
+    assert sum(recalls) / len(recalls) >= 0.98
+
+
+@pytest.mark.parametrize("prefix", ["root/7/", "root/1"])
+def test_a_filter_loses_nothing_to_the_index(indexed: tuple[MilvusStore, np.ndarray], prefix: str) -> None:
+    store, vectors = indexed
+    among = [n for n in range(3000) if f"root/{n % 100}/".startswith(prefix)]
+    where = Where(uri_prefix=prefix)
+    recalls = []
+    for query in cloud(20, seed=11):
+        found = [hit.item.id for hit in store.search([Route(CLOUD, query)], 10, where)]
+        assert len(found) == 10
+        recalls.append(len({*found} & {*exact(vectors, query, 10, among)}) / 10)
+    assert sum(recalls) / len(recalls) >= 0.98
+    fused = store.search([Route(CLOUD, vectors[7]), Route(LEXICAL, text="fox")], 10, where)
+    assert all(hit.item.source.uri.startswith(prefix) for hit in fused) and len(fused) == 10
+
+
+def test_rows_without_a_vector_are_not_found_by_one(tmp_path: Path) -> None:
+    with MilvusStore(tmp_path, [DENSE]) as store:
+        store.upsert([item("a", "cat"), item("b", "dog")], {"tiny": unit(2)})
+        assert store._leg(Route(DENSE, unit(1)[0]), None).filter == ""  # type: ignore[union-attr]
+        store.upsert([item("c", "cow")], {})
+        assert {hit.item.id for hit in store.search([Route(DENSE, unit(1)[0])], 5)} == {"a", "b"}
+        store.upsert([item("c", "cow")], {"tiny": unit(1, seed=4)})
+        assert store._leg(Route(DENSE, unit(1)[0]), None).filter == ""  # type: ignore[union-attr]
+        assert len(store.search([Route(DENSE, unit(1)[0])], 5)) == 3
+    with sqlite3.connect(tmp_path / "lexicon.sqlite") as old:  # as before missing vectors were counted
+        old.execute("PRAGMA user_version = 0")
+    old.close()
+    with MilvusStore(tmp_path, [DENSE]) as store:
+        assert store._leg(Route(DENSE, unit(1)[0]), None).filter == "has_tiny == true"  # type: ignore[union-attr]
+        store.upsert([item("d", "elk")], {"tiny": unit(1)})
+        assert store._leg(Route(DENSE, unit(1)[0]), None).filter == ""  # type: ignore[union-attr]

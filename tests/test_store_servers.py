@@ -20,10 +20,11 @@ from triptych import Settings, Triptych
 from triptych.errors import BadInput, StoreError, Unsupported
 from triptych.retrievers.base import Hit, Item, Query, Route, Source, Space, Where
 from triptych.retrievers.filters import Equals, Filter, Range
-from triptych.retrievers.stores import capabilities
-from triptych.retrievers.stores.connection import DESCRIPTION
+from triptych.retrievers.stores import capabilities, table, vectors
+from triptych.retrievers.stores.layouts import Items
 from triptych.retrievers.stores.lite import client_of
 from triptych.retrievers.stores.milvus import DEPTH, LEXICAL, LITE, MilvusStore
+from triptych.retrievers.stores.vectors import VectorStore
 from triptych.retrievers.text.bm25 import BM25
 from triptych.retrievers.text.hybrid import Hybrid, RandomTerms
 
@@ -372,12 +373,12 @@ def test_they_are_asked_once_for_each_version(
     for _ in range(2):
         with backend.store(tmp_path, DENSE):
             assert len(asked) == 1
-    text = (tmp_path / DESCRIPTION).read_text()
-    (tmp_path / DESCRIPTION).write_text(text.replace('"version": "', '"version": "older '))
+    text = (tmp_path / Items(()).file).read_text()
+    (tmp_path / Items(()).file).write_text(text.replace('"version": "', '"version": "older '))
     with backend.store(tmp_path, DENSE) as made:
         made.upsert([passage("a")], {"tiny": unit(1)})
         assert (len(asked), made.count()) == (2, 1)
-    assert (tmp_path / DESCRIPTION).read_text() == text
+    assert (tmp_path / Items(()).file).read_text() == text
 
 
 def test_a_server_that_lies_about_its_version_survives_the_question(old_server: Backend) -> None:
@@ -455,3 +456,127 @@ def test_a_library_on_an_old_server_says_what_it_lacks(
 def test_an_address_that_no_server_has(tmp_path: Path, uri: str) -> None:
     with pytest.raises(BadInput, match="URI"):
         MilvusStore(tmp_path, [DENSE], uri)
+
+
+# Further spaces
+
+
+def further_items(n: int) -> list[Item]:
+    return [passage(f"i{row:02}", "cat", year=2000 + row % 4, document=f"d{row % 3}") for row in range(n)]
+
+
+def closest(query: np.ndarray, given: dict[str, np.ndarray], k: int) -> list[str]:
+    """By MaxSim, ties by id."""
+    return sorted(given, key=lambda id_: (-round(float((query @ given[id_].T).max(axis=1).sum()), 4), id_))[:k]
+
+
+def test_token_vectors_answer_as_an_oracle(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "_FIRST_LIST", 8)  # so that lists have to grow
+    rng, space = np.random.default_rng(2), Space("late", "multi", 4, "ip")
+    given = {one.id: rng.normal(size=(rng.integers(1, 6), 4)).astype(np.float32) for one in further_items(40)}
+    made = VectorStore(tmp_path, space, backend.uri, token=backend.token)
+    made.upsert(further_items(40), list(given.values()))
+    for seed in range(4):
+        query = np.random.default_rng(seed).normal(size=(3, 4)).astype(np.float32)
+        assert [id_ for id_, _ in made.search(query, 5)] == closest(query, given, 5)
+        kept = {f"i{row:02}": given[f"i{row:02}"] for row in range(40) if row % 4 == 1}
+        found = made.search(query, 40, Where(filter=Equals("year", 2001)))
+        assert [id_ for id_, _ in found] == closest(query, kept, 40)
+    made.upsert(further_items(1), [np.zeros((1, 4), np.float32) + 9])
+    assert made.search(np.ones((1, 4), np.float32), 1)[0][0] == "i00"
+    made.delete(Where(documents=("d0",)))
+    assert made.count() == 26
+    made.close()
+
+
+def test_a_dense_space_stands_beside_the_items(backend: Backend, tmp_path: Path) -> None:
+    space, rows = Space("visual", "dense", 6), np.random.default_rng(1).normal(size=(20, 6)).astype(np.float32)
+    with backend.store(tmp_path, DENSE) as base:
+        base.upsert(further_items(20), {"tiny": unit(20)})
+        made = VectorStore(tmp_path, space, backend.uri, token=backend.token)
+        made.upsert(further_items(20)[:10], rows[:10])
+        assert made.search(rows[3], 1) == [("i03", pytest.approx(1.0, abs=1e-5))]
+        assert made.search(rows[3], 9, Where(documents=("d0",)))[0][0] == "i03"
+        assert (made.count(), base.count()) == (10, 20)
+        made.erase()
+        assert (made.count(), base.count()) == (0, 20)
+        made.close()
+
+
+def test_a_large_collection_has_an_index(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "LARGE", 500)
+    monkeypatch.setattr(table, "_FEW", 20)
+    space, rng = Space("cloud", "dense", 16), np.random.default_rng(0)
+    rows = rng.normal(size=(1200, 16)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    made = [passage(f"i{n:04}", "cat", group=n % 50) for n in range(1200)]
+    with backend.store(tmp_path, space) as store:
+        store.upsert(made, {"cloud": rows})
+        store.settle()
+        assert store._table._index_of("cloud") == "HNSW"
+        hits = found = 0
+        for n in range(0, 1200, 60):
+            exact = {f"i{row:04}" for row in np.argsort(-(rows @ rows[n]))[:10]}
+            found += len(exact & set(ids(store.search([Route(space, vector=rows[n])], 10))))
+            wanted = Where(filter=Equals("group", n % 50))
+            hits += len(store.search([Route(space, vector=rows[n])], 10, wanted))
+        assert found / 200 >= 0.98
+        assert hits == 200
+
+
+# Tenants
+
+
+@pytest.fixture(params=["tcp", "milvus"])
+def server(request: pytest.FixtureRequest) -> Backend:
+    found: Backend = request.getfixturevalue({"tcp": "tcp_server", "milvus": "old_server"}[request.param])
+    return found
+
+
+def test_libraries_that_share_a_collection_never_meet(server: Backend, tmp_path: Path) -> None:
+    space, late = Space("shared", "dense", 4), Space("shared_late", "multi", 4, "ip")
+
+    def library(name: str) -> tuple[MilvusStore, VectorStore]:
+        return (
+            MilvusStore(tmp_path / name, [space], server.uri, token=server.token, shared="team"),
+            VectorStore(tmp_path / name, late, server.uri, token=server.token, shared="team"),
+        )
+
+    (ann, ann_late), (bob, bob_late) = library("ann"), library("bob")
+    mine = [passage(f"i{n}", f"cat {n}", owner="ann") for n in range(6)]
+    his = [passage(f"i{n}", f"cat dog {n}", owner="bob") for n in range(3)]  # the same ids
+    ann.upsert(mine, {"shared": unit(6)})
+    bob.upsert(his, {"shared": unit(3, seed=5)})
+    ann_late.upsert(mine, [np.ones((2, 4), np.float32)] * 6)
+    bob_late.upsert(his, [np.ones((1, 4), np.float32)] * 3)
+    assert ann._connection.collection == bob._connection.collection
+    assert ann._connection.tenant != bob._connection.tenant
+    assert (ann.count(), bob.count(), ann_late.count(), bob_late.count()) == (6, 3, 6, 3)
+    for store, owner, k in ((ann, "ann", 6), (bob, "bob", 3)):
+        hits = store.search([Route(space, vector=unit(1)[0])], 50)
+        assert ({hit.item.meta["owner"] for hit in hits}, len(hits)) == ({owner}, k)
+        every = Where(filter=Equals("owner", "ann"))
+        assert len(store.ids(every)) == (6 if owner == "ann" else 0)
+        assert store.ids(Where(filter=Range("owner", ge=""))) == [f"i{n}" for n in range(k)]
+        if store.lexical:
+            fused = store.search([Route(LEXICAL, text="cat"), Route(space, vector=unit(1)[0])], 50)
+            assert ({hit.item.meta["owner"] for hit in fused}, len(fused)) == ({owner}, k)
+    assert len(ann_late.search(np.ones((1, 4), np.float32), 50)) == 6
+    assert bob.delete(Where(uri_prefix="root/")) == 3
+    bob_late.erase()
+    assert (ann.count(), ann_late.count(), bob.count(), bob_late.count()) == (6, 6, 0, 0)
+    ann.erase()
+    bob.upsert(his, {"shared": unit(3)})
+    assert (ann.count(), bob.count()) == (0, 3)
+    for one in (ann, ann_late, bob, bob_late):
+        one.close()
+    with MilvusStore(tmp_path / "bob", [space], server.uri, token=server.token, shared="team") as again:
+        assert [one.meta["owner"] for one in again.get(["i0", "i1"])] == ["bob", "bob"]
+
+
+def test_no_text_of_a_user_becomes_a_name(tmp_path: Path, server: Backend) -> None:
+    for name in ("../x", "a b", 'x" or ""="', "1st", "ä"):
+        with pytest.raises(BadInput, match="cannot share"):
+            MilvusStore(tmp_path, [DENSE], server.uri, shared=name)
+    with pytest.raises(BadInput, match="without a server"):
+        MilvusStore(tmp_path, [DENSE], shared="team")

@@ -28,7 +28,10 @@ from triptych.manifests.weights import Carrier, File, Model
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EMBEDDED = ("all_minilm_l6_v2", "smollm2_135m_instruct", "silero_vad", "moonshine_tiny_en")
+STAGES = ("all_minilm_l6_v2", "smollm2_135m_instruct")
+SEEN = ("image_tags", "use_multilingual")
+EMBEDDED = (*STAGES, "silero_vad", "moonshine_tiny_en", *SEEN)
+FURTHER = ("whisper_base",)
 CONTENT = {"model.safetensors": b"weights" * 300_000, "sub/config.json": b'{"dim": 3}'}
 PACKAGE, VERSION, INSIDE = "triptych-test-tiny", "1.0", "triptych_test_tiny/model"
 WHEEL = f"triptych_test_tiny-{VERSION}-py3-none-any.whl"
@@ -100,7 +103,7 @@ def entry(**changed: Any) -> dict[str, Any]:
 
 
 def test_the_packaged_table_is_sound() -> None:
-    assert set(weights.models()) == {*EMBEDDED}
+    assert set(weights.models()) == {*EMBEDDED, *FURTHER}
     for model in weights.models().values():
         assert any(carrier.kind == "wheel" for carrier in model.carriers)
         assert model.licence in ("Apache-2.0", "MIT")
@@ -149,7 +152,9 @@ def test_the_identity_follows_the_bytes_and_the_preparation(monkeypatch: pytest.
 
 def test_a_profile_wants_the_weights_of_its_stages(bare_home: Path) -> None:
     assert weights.wanted_by(Settings.load()) == EMBEDDED
-    off = Settings.load(encoder="none", reranker="none", refiner="truncate", lm="none", speech="none")
+    off = Settings.load(
+        encoder="none", reranker="none", refiner="truncate", lm="none", speech="none", tags="none", spaces="none"
+    )
     assert weights.wanted_by(off) == ()
     with pytest.raises(BadInput, match="`smollm3`"):
         weights.wanted_by(Settings.load(lm="smollm3"))
@@ -159,7 +164,7 @@ def test_a_profile_wants_the_weights_of_its_stages(bare_home: Path) -> None:
 
 def test_speech_is_wanted_only_where_sound_can_be_decoded(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "find_spec", lambda name: None if name == "av" else find_spec(name))
-    assert weights.wanted_by(Settings.load()) == EMBEDDED[:2]
+    assert weights.wanted_by(Settings.load()) == (*STAGES, *SEEN)
 
 
 # --- pulling ---------------------------------------------------------------------------------------------------------
@@ -204,6 +209,59 @@ def test_the_wheel_of_another_platform_will_do(world: SimpleNamespace) -> None:
     with pytest.raises(MissingWeights, match="does not offer it") as caught:
         weights.pull(["tiny"], world.tmp / "other")
     assert f"--platform win32 {PACKAGE}=={VERSION}" in caught.value.hint
+
+
+def spread_model(world: SimpleNamespace) -> dict[str, bytes]:
+    """The tiny model in two wheels, its larger file in a piece in each; returns what the second wheel holds."""
+    tiny, name = world.table["tiny"], "model.safetensors"
+    inside, first = INSIDE.replace("tiny/", "more/"), CONTENT[name][:1_000_000]
+    more = {f"{name}.part2": CONTENT[name][len(first) :], "sub/config.json": CONTENT["sub/config.json"]}
+    entry = {"kind": "wheel", "name": PACKAGE, "revision": VERSION, "folder": INSIDE, "bytes": 1}
+    carrier = Carrier.of({**entry, "rest": [{"name": "triptych-test-more", "folder": inside, "bytes": 2}]})
+    assert [(one.name, one.revision, one.bytes) for one in carrier.wheels] == [
+        (PACKAGE, VERSION, 1),
+        ("triptych-test-more", VERSION, 2),
+    ]
+    world.table["tiny"] = replace(tiny, carriers=(carrier,))
+    write_wheel(world.index, {f"{name}.part1": first})
+    return {f"{inside}/{path}": data for path, data in more.items()}
+
+
+def write_second(folder: Path, members: dict[str, bytes]) -> None:
+    """A wheel of another package."""
+    name, more = PACKAGE, "triptych-test-more"
+    info = f"triptych_test_more-{VERSION}.dist-info"
+    with zipfile.ZipFile(folder / WHEEL) as first, zipfile.ZipFile(folder / WHEEL.replace("tiny", "more"), "w") as made:
+        for part in ("METADATA", "WHEEL", "RECORD"):
+            old = first.read(f"triptych_test_tiny-{VERSION}.dist-info/{part}")
+            made.writestr(f"{info}/{part}", old.replace(name.encode(), more.encode()))
+        for path, data in members.items():
+            made.writestr(path, data)
+
+
+def test_a_file_in_two_wheels_is_joined(world: SimpleNamespace) -> None:
+    members = spread_model(world)
+    with pytest.raises(MissingWeights, match="does not offer it") as caught:
+        weights.pull(["tiny"], world.root)
+    assert f"{PACKAGE}=={VERSION} triptych-test-more=={VERSION}" in caught.value.hint
+    with pytest.raises(MissingWeights, match=f"`{PACKAGE}=={VERSION}` and `triptych-test-more=={VERSION}`"):
+        weights.pull(["tiny"], world.root, from_dir=world.index)
+    write_second(world.index, members)
+    for root, source in ((world.root, None), (world.tmp / "other", world.index)):
+        [pulled] = weights.pull(["tiny"], root, from_dir=source)
+        assert all((pulled.folder / path).read_bytes() == data for path, data in CONTENT.items())
+        assert weights.state("tiny", root, full=True) == "present"
+
+
+def test_pieces_that_do_not_make_the_file_are_refused(world: SimpleNamespace) -> None:
+    members = spread_model(world)
+    write_second(world.index, {path: data for path, data in members.items() if "part2" not in path})
+    with pytest.raises(MissingWeights, match="another SHA-256"):
+        weights.pull(["tiny"], world.root)
+    write_second(world.index, {path: data for path, data in members.items() if "config" not in path})
+    with pytest.raises(MissingWeights, match=r"holds no `sub/config\.json`"):
+        weights.pull(["tiny"], world.root)
+    assert visible(world.root) == set()
 
 
 def test_pull_takes_a_profile_by_name(weights_home: Path, no_network: None) -> None:

@@ -24,14 +24,14 @@ SHOWN_IN_MESSAGES = ("minimum", "maximum", "minLength", "maxLength", "minItems",
 
 
 Id = Annotated[str, Field(max_length=200)]
-Question = Annotated[str, Field(min_length=1, max_length=MAX_QUERY, description="The question, in plain words.")]
+Question = Annotated[str, Field(min_length=1, max_length=MAX_QUERY, description="Question, in plain words.")]
 Tokens = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=1, le=MAX_K)]
 Under = Annotated[str, Field(description="Only sources whose uri starts so.")]
 Kind = Literal["text", "page", "image", "audio", "video"]
 Fields = Annotated[
     dict[str, Any],
-    Field(description='Metadata to match, e.g. {"author": ["Ann", "Bob"], "modified": {"ge": "2024-05"}}.'),
+    Field(description='Metadata, e.g. {"author": ["Ann", "Bob"], "modified": {"ge": "2024-05"}}.'),
 ]
 Ids = Annotated[list[Id], Field(max_length=MAX_CANDIDATES, description="Ids from earlier answers.")]
 
@@ -72,12 +72,13 @@ class SearchArguments(Arguments):
     """Search the user's files, documents, PDF pages, images and notes by words and by meaning. Lists whole passages,
     best first, uncompressed."""
 
-    query: Question
+    query: Question | None = None
     k: Count = 10
     max_tokens: Tokens | None = None
     uri_prefix: Under | None = None
     modality: Kind | None = None
     where: Annotated[dict[str, Any], Field(description="As for `retrieve`.")] | None = None
+    like: Annotated[str, Field(description="Id of a picture: find similar ones.")] | None = None
 
 
 class RerankArguments(Arguments):
@@ -107,7 +108,7 @@ class FetchArguments(Arguments):
     span: (
         Annotated[
             list[Annotated[int, Field(ge=0)]],
-            Field(min_length=2, max_length=2, description="Start and end characters of the part to read."),
+            Field(min_length=2, max_length=2, description="Start and end characters to read."),
         ]
         | None
     ) = None
@@ -131,7 +132,7 @@ class IndexArguments(Arguments):
 
     paths: Annotated[
         list[str],
-        Field(min_length=1, max_length=100, description="Files or folders inside the allowed roots."),
+        Field(min_length=1, max_length=100, description="Files or folders inside the roots."),
     ]
     prune: Annotated[bool, Field(description="Forget files that no longer exist.")] = False
 

@@ -39,7 +39,7 @@ def search(session: Triptych, given: SearchArguments, note: str | None = None) -
     """Whole passages, best first, as many as fit."""
     budget = budget_of(session, given.max_tokens)
     note, _ = answers.room_for(note, budget, session.settings.tokenizer)
-    result = session.search(given.query, given.k, where=_where(given))
+    result = session.search(given.query, given.k, where=_where(given), like=given.like)
     return Called(answers.of_hits(result, budget, session.settings.tokenizer, note), result)
 
 

@@ -15,22 +15,23 @@ delete → retired. `leftovers` gives what a crash left in between.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING
 
-from ..errors import MissingWeights, StoreError
+from ..errors import MissingWeights, NotFound, StoreError
+from ..retrievers.chunking import passage_id
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..retrievers.base import Item
 
 FORMAT = 1
 FILE = "catalog.sqlite"
+REBUILD = "Run `triptych rebuild` with the same --library."
 _BUSY_S = 30.0
 _CHUNK = 500
 
@@ -54,10 +55,11 @@ CREATE INDEX IF NOT EXISTS passages_by_state ON passages (state, modality);
 class FileRow:
     """One file as it was last read; with `error_type` it could not be, and has no passages.
 
-    With `MissingWeights` it was read as far as that goes: it has passages, and is read again next time.
+    With `MissingWeights` it was read as far as that goes, with `NotFound` it is gone and some of its passages are
+    lost: it has passages, and is read again next time.
 
     Attributes:
-        content_hash: hex SHA-256 of the bytes.
+        content_hash: hex SHA-256 of the bytes; `""` where that is not known.
         encoded: its passages have dense vectors.
     """
 
@@ -74,7 +76,22 @@ class FileRow:
     @property
     def was_read(self) -> bool:
         """Whether it has passages."""
-        return self.error_type in (None, MissingWeights.__name__)
+        return self.error_type in (None, MissingWeights.__name__, NotFound.__name__)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A live passage: what the store must have.
+
+    Attributes:
+        digest: of its text.
+        encoded: it has a dense vector.
+    """
+
+    id: str
+    uri: str
+    digest: str
+    encoded: bool
 
 
 class Catalog:
@@ -95,7 +112,7 @@ class Catalog:
             self._db.executescript(_TABLES)
             self._db.execute("INSERT OR IGNORE INTO facts VALUES ('format', ?)", (str(FORMAT),))
             found = int(self.fact("format") or 0)
-        except (sqlite3.DatabaseError, ValueError, OSError) as error:
+        except (sqlite3.DatabaseError, ValueError, OSError) as error:  # a damaged text is a ValueError
             raise _broken(folder.name, error) from error
         if found != FORMAT:
             raise StoreError(
@@ -148,6 +165,40 @@ class Catalog:
         rows = self._all(f"{query} AND uri = ? ORDER BY ordinal", uri) if uri else self._all(f"{query} ORDER BY id")
         return {row["id"]: row["digest"] for row in rows}
 
+    def expected(self) -> dict[str, Expected]:
+        """Every live passage, by id."""
+        rows = self._all(
+            "SELECT id, passages.uri, digest, coalesce(encoded, 0) AS encoded FROM passages "
+            "LEFT JOIN files ON files.uri = passages.uri WHERE state = 'live'"
+        )
+        return {row["id"]: Expected(row["id"], row["uri"], row["digest"], bool(row["encoded"])) for row in rows}
+
+    def faults(self) -> list[str]:
+        """What is wrong with the catalogue itself: damaged pages, and passages that contradict their files.
+
+        A passage's id is the hash of its file's uri and content and of its own place, so that a change of any of them
+        shows.
+        """
+        try:
+            found = [str(row[0]) for row in self._all("PRAGMA integrity_check(20)")]
+            rows = self._all(
+                "SELECT id, passages.uri, ordinal, content_hash FROM passages "
+                "LEFT JOIN files ON files.uri = passages.uri WHERE state = 'live'"
+            )
+        except StoreError as error:
+            return [error.message]
+        homeless = {str(row["uri"]) for row in rows if row["content_hash"] is None}
+        odd = {
+            str(row["uri"])
+            for row in rows
+            if row["content_hash"] and passage_id(row["uri"], row["content_hash"], row["ordinal"]) != row["id"]
+        }
+        return [
+            *(line for line in found if line != "ok"),
+            *(f"`{uri}` has passages and is not among the files" for uri in sorted(homeless)),
+            *(f"`{uri}` has passages of another version of the file" for uri in sorted(odd)),
+        ]
+
     def files_of(self, ids: Sequence[str]) -> set[str]:
         """The uris of the files that hold the live passages `ids`."""
         return {row["uri"] for rows in self._by_ids("SELECT uri FROM passages WHERE id IN ({})", ids) for row in rows}
@@ -155,6 +206,11 @@ class Catalog:
     def leftovers(self) -> list[str]:
         """Ids that an interrupted write left pending or retiring."""
         return [row["id"] for row in self._all("SELECT id FROM passages WHERE state IN ('pending', 'retiring')")]
+
+    def pending(self, ids: Sequence[str]) -> list[str]:
+        """Those of `ids` that were begun and are not acknowledged."""
+        query = "SELECT id FROM passages WHERE state = 'pending' AND id IN ({})"
+        return [row["id"] for rows in self._by_ids(query, ids) for row in rows]
 
     def successor(self, passage_id: str) -> str | None:
         """The live passage that stands where the retired `passage_id` stood, or None."""
@@ -174,6 +230,12 @@ class Catalog:
                 "state = CASE WHEN state = 'live' THEN 'live' ELSE 'pending' END, digest = excluded.digest",
                 rows,
             )
+
+    def adopt(self, items: Sequence[Item]) -> None:
+        """Take over passages that the store has: they are live."""
+        rows = [(item.id, item.source.uri, item.meta["ordinal"], item.modality, digest(item)) for item in items]
+        with self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO passages VALUES (?, ?, ?, ?, ?, 'live')", rows)
 
     def acknowledge(self, row: FileRow, ids: Sequence[str]) -> list[str]:
         """The store has all of `ids`: they are live, whatever else `row.uri` had is retiring (returned)."""
@@ -261,7 +323,7 @@ class Catalog:
         with self._lock:
             try:
                 return self._db.execute(query, values).fetchall()
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeError) as error:
                 raise _failed(error) from error
 
     def _one(self, query: str, *values: object) -> sqlite3.Row | None:
@@ -272,14 +334,19 @@ class Catalog:
             yield self._all(query.format(",".join("?" * len(part))), *part)
 
 
+def folders_of(library: Path) -> list[Path]:
+    """The folders that the files of the library in the folder `library` are in.
+
+    Raises:
+        StoreError: the catalogue cannot be read.
+    """
+    with closing(Catalog(library)) as catalog:
+        return [Path(path) for path in catalog.roots().values()]
+
+
 def digest(item: Item) -> str:
     """A short hash of an item's text, to notice a store that changed it."""
     return blake2b(item.text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-
-
-def damaged(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """Ids of `expected` that `found` lacks or holds with another digest."""
-    return [one for one, text in expected.items() if found.get(one) != text]
 
 
 def _parts(ids: Sequence[str]) -> Iterator[list[str]]:
@@ -291,12 +358,13 @@ def _file_row(row: sqlite3.Row) -> FileRow:
     return FileRow(**{**dict(row), "encoded": bool(row["encoded"])})
 
 
-def _failed(error: sqlite3.Error) -> StoreError:
-    return StoreError(f"The library's catalogue failed: {error}.", "Check the disk's free space, then run it again.")
+def _failed(error: Exception) -> StoreError:
+    busy = isinstance(error, sqlite3.OperationalError) and "decode" not in str(error)
+    mend = "Check the disk's free space, then run it again." if busy else REBUILD
+    return StoreError(f"The library's catalogue failed: {error}.", mend)
 
 
 def _broken(name: str, error: Exception) -> StoreError:
     return StoreError(
-        f"The catalogue of the library `{name}` cannot be read: {error}.",
-        "Check the folder; if the file is damaged, remove the library's folder and index again.",
+        f"The catalogue of the library `{name}` cannot be read: {error}.", f"Check the folder's rights. {REBUILD}"
     )

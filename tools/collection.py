@@ -6,34 +6,39 @@ A library's folder holds `catalog.sqlite`, the Milvus Lite folder `milvus.db` (u
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from ..errors import NotFound, StoreError
+from ..errors import BadInput, NotFound, StoreError
 from ..manifests.registry import card
 from ..manifests.weights import hash_of
-from ..progress import step
 from ..retrievers.base import Query, Where
 from ..retrievers.readers.base import Limits
-from .catalog import FILE, Catalog, FileRow, damaged, digest
-from .indexing import Indexing, clear_leftovers, delete_passages
+from ..retrievers.stores.lexicon import LEXICAL
+from .catalog import FILE, Catalog, FileRow
+from .checking import verified
+from .indexing import Indexing
+from .mending import Mending
 from .operations import Clock
-from .roots import Found, Roots, existing, files_below
-from .schemas import FileProblem, IndexOut, LibraryOut
+from .roots import Found, Roots, existing, files_at, files_below
+from .schemas import FileProblem, IndexOut, LibraryOut, RebuildOut, VerifyOut
+from .spaces import FACT as SPACES
+from .spaces import Spaces
+from .writing import LOCK, clear_leftovers, delete_passages, writing
 
 if TYPE_CHECKING:
-    from ..retrievers.base import Encoder, Hit, Item
+    from ..retrievers.base import Encoder, Hit, Item, MediaRef
     from ..retrievers.stores.milvus import MilvusStore
     from ..retrievers.text.hybrid import Hybrid
     from .stages import Stages
 
-LOCK = "write.lock"
-LOCK_WAIT_S = 600.0
+ROUTES = "routes"
+"""The fact that names the spaces which searches ask; without it they ask all."""
 
 
 def is_library(folder: Path) -> bool:
@@ -46,10 +51,13 @@ class Collection:
 
     def __init__(self, folder: Path, catalog: Catalog, store: MilvusStore, stages: Stages) -> None:
         self._folder = folder
+        self._space = store.spaces[0]
         self._catalog = catalog
         self._store = store
         self._stages = stages
         self._retriever: Hybrid | None = None
+        self._built_for: tuple[bool, str | None, str | None] | None = None
+        self.spaces = Spaces(folder, catalog, store, stages, self.located)
         self._lock = RLock()
         self._lost: tuple[str, ...] = ()
 
@@ -71,7 +79,13 @@ class Collection:
                 _check_encoder(catalog, stages, folder.name)
             space = card(stages.settings.encoder, "retriever").resolve().space
             settings = stages.settings
-            store = MilvusStore(folder, [space], settings.store_uri, token=settings.store_token)
+            store = MilvusStore(
+                folder,
+                [space],
+                settings.store_uri,
+                token=settings.store_token,
+                shared=settings.store_collection,
+            )
             made = cls(folder, catalog, store, stages)
             if not rebuild:
                 made._mend()
@@ -80,28 +94,68 @@ class Collection:
             raise
         return made
 
-    def index(self, paths: Sequence[Path], *, prune: bool, rebuild: bool) -> IndexOut:
+    def index(
+        self,
+        paths: Sequence[Path],
+        *,
+        prune: bool,
+        rebuild: bool,
+        spaces: Sequence[str] = (),
+        routes: Sequence[str] | None = None,
+    ) -> IndexOut:
         """See `Triptych.index`."""
         clock = Clock()
         targets = [existing(path) for path in paths]
-        with self._writing():
+        with writing(self._folder):
             if rebuild:
                 targets += self._start_anew()
-            clear_leftovers(self.retriever(), self._catalog)
+            self.spaces.add(spaces)
+            if routes is not None:
+                self._choose(routes)
             roots = self._with_roots_for(targets)
             found = list({file.uri: file for target in targets for file in files_below(target, roots)}.values())
-            encoder = self._stages.encoder_or_none()
-            self._remember_encoder(encoder)
-            lost = self._catalog.files_of(self._missing())
-            limits = Limits(weights=self._stages.settings.weights, speech=self._stages.settings.speech)
-            run = Indexing(self.retriever(), self._catalog, encoded=encoder is not None, suspect=lost, limits=limits)
-            try:
-                run.run(found)
-                if prune:
-                    run.remove(self._gone(targets, found, roots))
-            finally:
-                self._store.flush()
-            self._lost = tuple(self._missing())
+            return self._bring(found, self._gone(targets, found, roots) if prune else [], clock)
+
+    def _choose(self, routes: Sequence[str]) -> None:
+        """Remember the spaces that searches ask; none: all of them."""
+        known = [LEXICAL.name, self._space.name, *self.spaces.counts()]
+        unknown = next((name for name in routes if name not in known), None)
+        if unknown is not None:
+            raise BadInput(f"The library has no space `{unknown}`.", f"It has: {', '.join(known)}.")
+        self._catalog.set_fact(ROUTES, ",".join(routes))
+
+    def follow(self, changed: Mapping[Path, Iterable[Path]]) -> IndexOut:
+        """Bring in what changed on disk: new and changed files are indexed, files that are gone are removed.
+
+        Args:
+            changed: paths, there or gone, by the indexed folder (or file) that they are in.
+        """
+        clock = Clock()
+        with writing(self._folder):
+            roots = self._with_roots_for(list(changed))
+            found = {file.uri: file for top, paths in changed.items() for file in files_at(paths, top, roots)}
+            uris = {roots.uri_of(path) for paths in changed.values() for path in paths}
+            rows = [row for uri in uris for row in (*self._catalog.files(f"{uri}/"), self._catalog.file(uri)) if row]
+            gone = {row.uri: row for row in rows if row.uri not in found and roots.find(row.uri) is None}
+            return self._bring(list(found.values()), list(gone.values()), clock)
+
+    def _bring(self, found: Sequence[Found], gone: Sequence[FileRow], clock: Clock) -> IndexOut:
+        """Index and remove. Only within `writing`."""
+        clear_leftovers(self.retriever(), self._catalog)
+        encoder = self._stages.encoder_or_none()
+        self._remember_encoder(encoder)
+        lost = self._catalog.files_of(self._missing())
+        encoded, limits = encoder is not None, self._limits()
+        run = Indexing(self.retriever(), self._catalog, encoded=encoded, suspect=lost, limits=limits)
+        try:
+            run.run(found)
+            run.remove(gone)
+        finally:
+            self._store.settle()
+            self.spaces.settle()
+        self.spaces.add_fitting()
+        self.spaces.follow()
+        self._lost = tuple(self._missing())
         tally = run.tally
         return IndexOut(
             library=self._folder.name,
@@ -130,9 +184,17 @@ class Collection:
         """The file that `uri` means."""
         return Roots(self._catalog.roots()).path_of(uri)
 
+    def looks(self) -> bool:
+        """Whether it can be asked with a picture."""
+        return any(one.encoder.looks for one in self.retriever().further)
+
+    def located(self, media: MediaRef) -> MediaRef:
+        """`media` with the path of its file as uri."""
+        return replace(media, uri=str(self.path_of(media.uri)))
+
     def delete(self, where: Where) -> int:
         """Remove passages by id or by the start of their uri; returns how many."""
-        with self._writing():
+        with writing(self._folder):
             ids = list(where.ids) or [
                 one for row in self._catalog.files(where.uri_prefix) for one in self._catalog.live(row.uri)
             ]
@@ -159,23 +221,45 @@ class Collection:
                 "version": stats.version,
                 "can": list(stats.can),
                 "items": stats.items,
-                "spaces": list(stats.spaces),
+                "spaces": [*stats.spaces, *self.spaces.counts()],
             },
             "healthy": not self._lost,
             "problems": [_problem(row) for row in rows if row.error_type is not None],
         }
 
-    def verify(self) -> list[str]:
-        """Uris of files whose passages the store lost or changed (every text is read and hashed)."""
-        found = {}
-        for done, item in enumerate(self._store.items()):
-            step(done, None, "passages")
-            found[item.id] = digest(item)
-        return sorted(self._catalog.files_of(damaged(self._catalog.live(), found)))
+    def verify(self) -> VerifyOut:
+        """Whether everything that was acknowledged is there as it was written; see `checking`."""
+        with writing(self._folder):
+            if self._catalog.leftovers():
+                clear_leftovers(self.retriever(), self._catalog)
+            return verified(self._folder.name, self._catalog, self._store, self._space.name)
 
-    def note(self) -> str | None:
-        """What a reader of answers should know about the library, or None."""
-        notes = [self._store.note()]
+    def rebuild(self, targets: Sequence[Path], *, adopt: bool) -> RebuildOut:
+        """Mend what is damaged; see `mending`. Only within `writing`.
+
+        Args:
+            targets: resolved files and folders to index as well.
+            adopt: the catalogue is new: take over what the store has.
+        """
+        clock = Clock()
+        _check_encoder(self._catalog, self._stages, self._folder.name)
+        encoder = self._stages.encoder() if self._catalog.fact("encoder") else self._stages.encoder_or_none()
+        self._remember_encoder(encoder)
+        self._with_roots_for(targets)
+        remote = bool(self._stages.settings.store_uri)
+        mending = Mending(self._catalog, self._store, self.retriever(), self._space.name, self._limits(), remote=remote)
+        try:
+            mending.run(targets, adopt=adopt)
+            self.spaces.follow()
+        finally:
+            self._store.flush()
+            self.spaces.settle()
+        self._lost = tuple(self._missing())
+        return mending.out(self._folder.name, sum(self._catalog.counts().values()), clock.total())
+
+    def note(self, query: str | None = None) -> str | None:
+        """What a reader of answers (to `query`) should know about the library, or None."""
+        notes = [self._store.note(), self.spaces.note(query)]
         if self._lost:
             total = sum(self._catalog.counts().values())
             lost = f"The store lost {len(self._lost)} of {total} passages"
@@ -188,34 +272,23 @@ class Collection:
 
     def close(self) -> None:
         """Let go of the files."""
+        self.spaces.close()
         self._store.close()
         self._catalog.close()
 
     def retriever(self) -> Hybrid:
-        """The hybrid retriever; rebuilt with vectors once the encoder's weights are there."""
+        """The hybrid retriever; made anew when the encoder's weights have come or the library's spaces change."""
         from ..retrievers.text.hybrid import Hybrid
 
         with self._lock:
             encoder = self._stages.encoder_or_none()
-            if self._retriever is None or (self._retriever.encoder is None) != (encoder is None):
-                self._retriever = Hybrid(self._store, encoder)
+            wanted = (encoder is None, self._catalog.fact(SPACES), self._catalog.fact(ROUTES))
+            if self._retriever is None or self._built_for != wanted:
+                routes = self._catalog.fact(ROUTES)
+                allowed = routes.split(",") if routes else None
+                self._retriever = Hybrid(self._store, encoder, self.spaces.further(), allowed)
+                self._built_for = wanted
             return self._retriever
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        lock = FileLock(self._folder / LOCK)
-        step(0, None, "waiting for another writer")
-        try:
-            lock.acquire(timeout=LOCK_WAIT_S)
-        except Timeout:
-            raise StoreError(
-                f"Another process has been writing to `{self._folder.name}` for {LOCK_WAIT_S:.0f} seconds.",
-                "Wait until it is done, then try again.",
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _mend(self) -> None:
         """Unless somebody is writing now: clear what a crash left, and notice what the store has lost."""
@@ -243,6 +316,7 @@ class Collection:
         roots = Roots(self._catalog.roots())
         known = [path for row in self._catalog.files() if (path := roots.find(row.uri)) is not None]
         self._store.erase()
+        self.spaces.erase()
         self._catalog.start_anew()
         return known
 
@@ -255,10 +329,15 @@ class Collection:
         return Roots(self._catalog.roots())
 
     def _gone(self, targets: Sequence[Path], found: Sequence[Found], roots: Roots) -> list[FileRow]:
-        """Catalogued files at or below `targets` that were not found."""
+        """Catalogued files below `targets` that were not found. (A target that is a file is there.)"""
         here = {file.uri for file in found}
-        below = [row for target in targets for row in self._catalog.files(_prefix(roots.uri_of(target), target))]
+        folders = [target for target in targets if target.is_dir()]
+        below = [row for folder in folders for row in self._catalog.files(f"{roots.uri_of(folder)}/")]
         return [row for row in {row.uri: row for row in below}.values() if row.uri not in here]
+
+    def _limits(self) -> Limits:
+        settings = self._stages.settings
+        return Limits(weights=settings.weights, speech=settings.speech, tags=settings.tags)
 
     def _remember_encoder(self, encoder: Encoder | None) -> None:
         if encoder is not None and self._catalog.fact("encoder") is None:
@@ -276,10 +355,6 @@ def summary(folder: Path) -> LibraryOut:
         return LibraryOut(name=folder.name, files=files, items=sum(catalog.counts().values()), healthy=True)
     finally:
         catalog.close()
-
-
-def _prefix(uri: str, target: Path) -> str:
-    return f"{uri}/" if target.is_dir() else uri
 
 
 def _problem(row: FileRow) -> FileProblem:

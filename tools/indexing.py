@@ -1,25 +1,27 @@
 """Bringing files into a library: walk, compare, read, cut, encode, store, acknowledge.
 
-Files are acknowledged one by one; encoding and storing run over many files at once, because small batches waste the
-encoder. One bad file never stops the others.
+Files are acknowledged one by one (see `writing`), and their passages never stand in memory all at once. One bad file
+never stops the others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ..errors import Cancelled, Forbidden, MissingWeights, TimedOut, TriptychError, UnreadableFile
+from ..errors import Cancelled, Forbidden, MissingWeights, NotFound, TimedOut, TriptychError, UnreadableFile
 from ..progress import step
-from ..retrievers.chunking import chunk
+from ..retrievers.chunking import chunks
 from ..retrievers.filters import iso
 from ..retrievers.readers import read
-from .catalog import FileRow
+from .catalog import FileRow, digest
 from .schemas import FileProblem
+from .writing import Writer, clear_leftovers, delete_passages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from .catalog import Catalog
     from .roots import Found
 
-BATCH = 512
-"""Passages encoded and stored at once."""
 _BLOCK = 1 << 20
 _LATEST = (1 << 63) - 1
 
@@ -51,12 +51,12 @@ class Tally:
     problems: list[FileProblem] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Read:
-    """A file cut into items, waiting to be stored."""
+class _Unread(Exception):
+    """A file could not be read, for `error`."""
 
-    row: FileRow
-    items: list[Item]
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Indexing:
@@ -67,6 +67,8 @@ class Indexing:
         catalog: the library's catalogue.
         encoded: whether `retriever` writes dense vectors now.
         suspect: uris whose passages the store has lost: they are read again even if unchanged.
+        intact: for mending: digest by id of the passages that the store has as they should be. They are not encoded
+            again, and stay where their file can no longer be read.
         limits: of what is read of a file, and the models that read it.
     """
 
@@ -77,31 +79,35 @@ class Indexing:
         *,
         encoded: bool,
         suspect: Iterable[str] = (),
+        intact: Mapping[str, str] | None = None,
         limits: Limits | None = None,
     ) -> None:
         self._retriever = retriever
         self._catalog = catalog
         self._encoded = encoded
         self._suspect = frozenset(suspect)
+        self._intact = intact
         self._limits = limits
+        self._writer = Writer(retriever, catalog, self._acknowledged)
         self.tally = Tally()
 
     def run(self, found: Sequence[Found]) -> None:
         """Index `found`. Whatever stops it, what was acknowledged is whole and nothing else is left visible."""
-        waiting: list[_Read] = []
         try:
             for done, file in enumerate(found):
                 step(done, len(found), "files")
                 self.tally.files += 1
-                waiting += self._read_if_needed(file)
-                if sum(len(one.items) for one in waiting) >= BATCH:
-                    self._store(waiting)
-                    waiting = []
-            self._store(waiting)
+                self._bring(file)
+            self._writer.flush()
             step(len(found), len(found), "files")
         except BaseException:
             clear_leftovers(self._retriever, self._catalog)
             raise
+
+    @property
+    def written(self) -> int:
+        """Passages that were encoded and stored."""
+        return self._writer.written
 
     def remove(self, rows: Iterable[FileRow]) -> None:
         """Take files out of the library."""
@@ -110,57 +116,74 @@ class Indexing:
             self._catalog.forget(row.uri)
             self.tally.removed += 1
 
-    def _read_if_needed(self, file: Found) -> Iterator[_Read]:
-        try:
-            if file.outside:
-                raise Forbidden(f"`{file.uri}` links out of the indexed folder.", "Index the folder it leads to.")
-            known = self._catalog.file(file.uri)
-            if known and self._is_unchanged(known, file.path):
-                self.tally.unchanged += 1
-                return
-            row = self._row(file)
-            if known and not self._must_read(known) and known.content_hash == row.content_hash:
-                self._catalog.put(replace(known, size=row.size, mtime_ns=row.mtime_ns))
-                self.tally.unchanged += 1
-                return
-        except (TriptychError, OSError) as error:
-            self._fail(FileRow(file.uri, "", 0, 0), error)
+    def keep_intact(self, known: FileRow, problem: FileProblem) -> None:
+        """Of a file that cannot be read any more, keep the passages that are intact; what it lost is a problem."""
+        intact = self._intact or {}
+        live = self._catalog.live(known.uri)
+        lost = [one for one, text in live.items() if intact.get(one) != text]
+        delete_passages(self._retriever, self._catalog, lost)
+        if not lost:
             return
+        message = f"{len(lost)} of {len(live)} passages of `{known.uri}` are lost. {problem.message}"
+        reported = FileProblem(uri=known.uri, type=NotFound.__name__, message=message, hint=problem.hint)
+        self.tally.problems.append(reported)
+        self._catalog.put(_with_problem(known, reported))
+
+    def _bring(self, file: Found) -> None:
         try:
-            document = read(file.path, file.uri, self._limits)
-            items = _dated(chunk(document, row.content_hash), row.mtime_ns)
-            yield _Read(self._remarked(replace(row, mime=document.mime), document), items)
-        except (Cancelled, TimedOut):  # says nothing of the file, whose passages stay as they are
-            raise
+            row = self._row_to_read(file)
         except (TriptychError, OSError) as error:
-            self._fail(row, error)
-        except Exception as error:  # a reader's own fault must not stop the other files; it is reported by name
-            log.exception("A reader failed on %s", file.uri)
-            self._fail(row, error)
+            self._fail(self._catalog.file(file.uri) or FileRow(file.uri, "", 0, 0), error)
+            return
+        if row is None:
+            self.tally.unchanged += 1
+            return
+        ids: list[str] = []
+        try:
+            with _reading(file.uri):
+                document = read(file.path, file.uri, self._limits)
+            row = replace(row, mime=document.mime)
+            for item in _one_by_one(chunks(document, row.content_hash), file.uri):
+                ids.append(item.id)
+                dated = _dated(item, row.mtime_ns)
+                self._writer.put(dated, stored=self._is_intact(dated))
+        except _Unread as failed:
+            self._writer.discard(ids)
+            self._fail(row, failed.error)
+        else:
+            self._writer.end(self._remarked(row, document), ids)
+
+    def _row_to_read(self, file: Found) -> FileRow | None:
+        """The file's row, None where the library has it as it is."""
+        if file.outside:
+            raise Forbidden(f"`{file.uri}` links out of the indexed folder.", "Index the folder it leads to.")
+        known = self._catalog.file(file.uri)
+        if known and self._is_unchanged(known, file.path):
+            return None
+        row = self._row(file)
+        if known and not self._must_read(known) and known.content_hash == row.content_hash:
+            self._catalog.put(replace(known, size=row.size, mtime_ns=row.mtime_ns))
+            return None
+        return row
 
     def _is_unchanged(self, known: FileRow, path: Path) -> bool:
         stat = path.stat()
-        return not self._must_read(known) and (known.size, known.mtime_ns) == (stat.st_size, _changed(stat))
+        return not self._must_read(known) and (known.size, known.mtime_ns) == (stat.st_size, changed(stat))
 
     def _must_read(self, known: FileRow) -> bool:
         gained_vectors = self._encoded and not known.encoded
         return known.error_type is not None or gained_vectors or known.uri in self._suspect
 
+    def _is_intact(self, item: Item) -> bool:
+        return self._intact is not None and self._intact.get(item.id) == digest(item)
+
     def _row(self, file: Found) -> FileRow:
         stat = file.path.stat()
-        return FileRow(file.uri, _sha256(file.path), stat.st_size, _changed(stat), encoded=self._encoded)
+        return FileRow(file.uri, sha256(file.path), stat.st_size, changed(stat), encoded=self._encoded)
 
-    def _store(self, files: Sequence[_Read]) -> None:
-        """Write all passages, then acknowledge file by file."""
-        items = [item for file in files for item in file.items]
-        self._catalog.begin(items)
-        for start in range(0, len(items), BATCH):
-            self._retriever.add(items[start : start + BATCH])
-        for file in files:
-            replaced = self._catalog.acknowledge(file.row, [item.id for item in file.items])
-            delete_passages(self._retriever, self._catalog, replaced)
-            self.tally.indexed += 1
-            self.tally.items += len(file.items)
+    def _acknowledged(self, row: FileRow, items: int) -> None:
+        self.tally.indexed += 1
+        self.tally.items += items
 
     def _remarked(self, row: FileRow, document: Document) -> FileRow:
         """`row`; what its reader says was left out is reported, and remembered where a command can mend it."""
@@ -170,50 +193,60 @@ class Indexing:
         kind = (MissingWeights if mend else UnreadableFile).__name__
         problem = FileProblem(uri=row.uri, type=kind, message=f"`{row.uri}`: {note}", hint=mend or "")
         self.tally.problems.append(problem)
-        if not mend:
-            return row
-        return replace(row, error_type=kind, error_message=problem.message, error_hint=problem.hint)
+        return _with_problem(row, problem) if mend else row
 
     def _fail(self, row: FileRow, error: Exception) -> None:
         problem = _problem(row.uri, error)
+        if self._intact is not None:
+            self.keep_intact(self._catalog.file(row.uri) or row, problem)
+            return
         self.tally.problems.append(problem)
-        failed = replace(row, error_type=problem.type, error_message=problem.message, error_hint=problem.hint)
-        delete_passages(self._retriever, self._catalog, self._catalog.acknowledge(failed, []))
+        delete_passages(self._retriever, self._catalog, self._catalog.acknowledge(_with_problem(row, problem), []))
 
 
-def delete_passages(retriever: Retriever, catalog: Catalog, ids: Sequence[str]) -> int:
-    """Delete `ids` from store and catalogue so that a crash in between is mended later; returns how many."""
-    from ..retrievers.base import Where
-
-    if not ids:
-        return 0
-    catalog.retiring(ids)
-    for start in range(0, len(ids), BATCH):
-        retriever.delete(Where(ids=tuple(ids[start : start + BATCH])))
-    catalog.retired(ids)
-    return len(ids)
-
-
-def clear_leftovers(retriever: Retriever, catalog: Catalog) -> int:
-    """Remove what an interrupted write left behind; returns how many passages."""
-    return delete_passages(retriever, catalog, catalog.leftovers())
+@contextmanager
+def _reading(uri: str) -> Iterator[None]:
+    """Within this block, what goes wrong is the file's fault, and no other file's."""
+    try:
+        yield
+    except (Cancelled, TimedOut):  # says nothing of the file, whose passages stay as they are
+        raise
+    except (TriptychError, OSError) as error:
+        raise _Unread(error) from error
+    except Exception as error:  # a reader's own fault must not stop the other files; it is reported by name
+        log.exception("A reader failed on %s", uri)
+        raise _Unread(error) from error
 
 
-def _changed(stat: stat_result) -> int:
+def _one_by_one(items: Iterator[Item], uri: str) -> Iterator[Item]:
+    """`items`; only what goes wrong in making them is the file's fault, not what is done with them."""
+    while True:
+        with _reading(uri):
+            item = next(items, None)
+        if item is None:
+            return
+        yield item
+
+
+def _with_problem(row: FileRow, problem: FileProblem) -> FileRow:
+    return replace(row, error_type=problem.type, error_message=problem.message, error_hint=problem.hint)
+
+
+def changed(stat: stat_result) -> int:
     """When a file was last changed, in nanoseconds that the catalogue's 64 bits hold (years 1677 to 2262)."""
     return max(-_LATEST, min(stat.st_mtime_ns, _LATEST))
 
 
-def _dated(items: Sequence[Item], mtime_ns: int) -> list[Item]:
-    """`items` with the time when their file was last changed, where that is a date of this era."""
+def _dated(item: Item, mtime_ns: int) -> Item:
+    """`item` with the time when its file was last changed, where that is a date of this era."""
     try:
         modified = iso("modified", datetime.fromtimestamp(mtime_ns // 10**9, UTC))
     except (ValueError, OverflowError, OSError):
-        return list(items)
-    return [replace(item, meta={**item.meta, "modified": modified}) for item in items]
+        return item
+    return replace(item, meta={**item.meta, "modified": modified})
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     made = hashlib.sha256()
     with path.open("rb") as file:

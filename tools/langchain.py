@@ -29,6 +29,7 @@ from .arguments import (
     explained,
     parse,
 )
+from .operations import checked_where
 from .schemas import Given, HitOut, PassageOut
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class TriptychRetriever(BaseRetriever):
         library: a library's name or folder, or an open `Triptych`.
         k: how many documents; `invoke(query, k=…)` wins over it.
         max_tokens: a budget makes the documents reranked and compressed ones.
+        where: only passages that match, as in `{"author": "Bob"}`; `invoke(query, where=…)` wins over it.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -118,24 +120,37 @@ class TriptychRetriever(BaseRetriever):
     library: Any = "default"
     k: int = 10
     max_tokens: int | None = None
+    where: dict[str, Any] | None = None
     _session: Any = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any, /) -> None:
         self._session = _opened(self.library)
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        k: int | None = None,
+        where: dict[str, Any] | None = None,
     ) -> list[Document]:
         wanted = self.k if k is None else k
+        chosen = checked_where(self.where if where is None else where)
         if self.max_tokens is None:
-            return [_document(hit) for hit in self._session.search(query, wanted).hits]
-        found = self._session.retrieve(query, self.max_tokens, k=wanted)
+            return [_document(hit) for hit in self._session.search(query, wanted, where=chosen).hits]
+        found = self._session.retrieve(query, self.max_tokens, k=wanted, where=chosen)
         return [_document(passage) for passage in found.passages]
 
     async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        k: int | None = None,
+        where: dict[str, Any] | None = None,
     ) -> list[Document]:
-        found = functools.partial(self._get_relevant_documents, query, run_manager=run_manager.get_sync(), k=k)
+        manager = run_manager.get_sync()
+        found = functools.partial(self._get_relevant_documents, query, run_manager=manager, k=k, where=where)
         return await run_in_executor(None, found)
 
 

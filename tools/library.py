@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,11 @@ from ..errors import BadInput, NotFound, StaleId, Unsupported
 from ..refiners.base import Budget
 from ..refiners.tokens import TOKENIZERS
 from ..rerankers.base import Limits
-from ..retrievers.base import Hit, Item, Query, Source, Where
+from ..retrievers.base import Hit, Item, MediaRef, Query, Where
 from ..settings import Settings
 from . import operations as op
+from .results import given_item, id_of, metadata_of, rerank_out
+from .roots import existing
 from .schemas import (
     CompressOut,
     DeleteOut,
@@ -32,18 +34,20 @@ from .schemas import (
     Given,
     IndexOut,
     LibraryOut,
+    RebuildOut,
     RerankOut,
     RetrieveMs,
     SearchOut,
     StatusOut,
+    VerifyOut,
     ViewOut,
 )
 from .stages import Stages
+from .watching import changes, followed
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from ..rerankers.base import Ranking
     from .collection import Collection
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -78,7 +82,13 @@ class Triptych:
         self._lock = RLock()
 
     def index(
-        self, paths: str | Path | Sequence[str | Path], *, prune: bool = False, rebuild: bool = False
+        self,
+        paths: str | Path | Sequence[str | Path],
+        *,
+        prune: bool = False,
+        rebuild: bool = False,
+        spaces: Sequence[str] = (),
+        routes: Sequence[str] | None = None,
     ) -> IndexOut:
         """Bring `paths` (files and folders) into the library; what has not changed is left alone.
 
@@ -86,18 +96,79 @@ class Triptych:
             prune: also remove indexed files below `paths` that are gone.
             rebuild: throw the store away and read everything anew, these paths and all files indexed before. Mends a
                 damaged store, and is how a library changes its encoder.
+            spaces: ids of encoders whose spaces the library gains; what is indexed already is encoded from the store.
+            routes: names of the spaces that searches ask from now on (`lexical`, `minilm`, …); empty: all of them.
 
         Raises:
             BadInput: a path that is not there. Files that cannot be read do not raise: they are in `problems`.
         """
-        given = [paths] if isinstance(paths, str | Path) else list(paths)
-        if not given:
-            raise BadInput("No path is given.", "Name files or folders to index.")
+        given = _listed(paths)
         collection = self._open(create=True, rebuild=rebuild)
-        return collection.index([Path(path) for path in given], prune=prune, rebuild=rebuild)
+        wanted = [Path(path) for path in given]
+        return collection.index(wanted, prune=prune, rebuild=rebuild, spaces=spaces, routes=routes)
+
+    def watch(self, paths: str | Path | Sequence[str | Path], *, poll: bool | None = None) -> Iterator[IndexOut]:
+        """Index `paths` as `index(prune=True)` does, and then every change in them as it comes; never ends by itself.
+
+        Gives one result for each round in which something changed. A file that cannot be read is a problem of its
+        round; a round that fails as a whole is tried again. While a watched folder is gone its passages stay.
+
+        Args:
+            poll: look through the files again and again; default: only where the file system tells no events.
+
+        Raises:
+            BadInput: a path that is not there, or cannot be watched.
+            Cancelled: see `progress.reporting`.
+        """
+        tops = [existing(Path(path)) for path in _listed(paths)]
+        rounds = changes(tops, poll=poll, apart=[self.folder.resolve(), self.settings.libraries.resolve()])
+        next(rounds)
+        yield self.index(tops, prune=True)
+        yield from followed(rounds, lambda changed: self._open().follow(changed))
+
+    def verify(self) -> VerifyOut:
+        """Whether the library is whole: every text, vector and term statistic is as it was written. Changes nothing,
+        waits for a writer.
+
+        Raises:
+            StoreError: catalogue or store cannot be read at all.
+        """
+        return self._open().verify()
+
+    def rebuild(self, paths: str | Path | Sequence[str | Path] = ()) -> RebuildOut:
+        """Mend what `verify` finds, from the library's files; what is intact is not encoded again.
+
+        `index(rebuild=True)` is another thing: it throws everything away, and may take another encoder.
+
+        Args:
+            paths: files and folders to index as well: needed when the catalogue is so damaged that it does not say
+                any more where the files lie.
+
+        Raises:
+            StoreError: it was built with another encoder; nothing says where its files lie; its server does not answer.
+            MissingWeights: the encoder's, when the library has vectors.
+        """
+        from .collection import Collection
+        from .mending import sound_catalog
+        from .writing import writing
+
+        targets = [existing(Path(path)) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+        with self._lock:
+            self.close()
+            if not self.exists() and not (self.folder / "store.json").is_file():
+                self._open()
+            with writing(self.folder):
+                adopt = sound_catalog(self.folder, targets)
+                self._collection = Collection.open(self.folder, self.stages, rebuild=True)
+                return self._collection.rebuild(targets, adopt=adopt)
 
     def retrieve(
-        self, query: str, max_tokens: int | None = None, *, k: int | None = None, where: Where | None = None
+        self,
+        query: str,
+        max_tokens: int | None = None,
+        *,
+        k: int | None = None,
+        where: Where | Mapping[str, Any] | None = None,
     ) -> Evidence:
         """Search, rerank and compress: cited evidence of at most `max_tokens` tokens.
 
@@ -105,7 +176,8 @@ class Triptych:
             query: 1 to 4,096 characters.
             max_tokens: the budget, over the block that `operations.block` renders; default and cap from the settings.
             k: at most this many passages are considered after reranking (default: all that were searched).
-            where: only items that match.
+            where: only items that match: a `Where`, or fields with what they must be, as in
+                `{"author": "Bob", "year": {"ge": 2020}}` (see `retrievers.filters.filter_of`).
 
         Raises:
             BadInput: an argument out of range, or a budget below the smallest block.
@@ -114,14 +186,14 @@ class Triptych:
         text = op.checked_query(query)
         budget = op.checked_budget(max_tokens, self.settings.max_tokens, self.settings.max_tokens_cap)
         top = self.settings.depth if k is None else op.checked_k(k)
-        collection, clock, asked = self._open(), op.Clock(), Query(text=text)
+        chosen, collection, clock, asked = op.checked_where(where), self._open(), op.Clock(), Query(text=text)
         with clock.stage("search"):
-            hits = collection.search(asked, max(self.settings.depth, top), where)
+            hits = collection.search(asked, max(self.settings.depth, top), chosen)
         with clock.stage("rerank"):
             reranker = self.stages.reranker()
             ranking = reranker.rank(asked, hits, Limits(depth=self.settings.rerank_depth))
         with clock.stage("compress"):
-            note = self._note(collection, budget)
+            note = self._note(collection, budget, text)
             floor = reranker.floor if ranking.calls else None  # a hit that nobody read has the first stage's score
             kept, below = op.above_floor(ranking.hits[:top], floor, self.settings.tokenizer)
             frame = Budget(budget, self.settings.tokenizer, op.renderer(note, len(below)))
@@ -136,13 +208,33 @@ class Triptych:
             note=note,
         )
 
-    def search(self, query: str, k: int = 10, *, where: Where | None = None) -> SearchOut:
-        """The best `k` passages of the first stage, whole, not reranked."""
-        text, top = op.checked_query(query), op.checked_k(k)
-        collection, clock = self._open(), op.Clock()
+    def search(
+        self,
+        query: str | None = None,
+        k: int = 10,
+        *,
+        where: Where | Mapping[str, Any] | None = None,
+        like: str | Path | None = None,
+    ) -> SearchOut:
+        """The best `k` passages of the first stage, whole, not reranked.
+
+        Args:
+            where: see `retrieve`.
+            like: the id of a passage with a picture, or the path of a picture: finds what looks like it, with a `query`
+                or without one. The passage itself is left out.
+
+        Raises:
+            BadInput: an argument out of range, or neither `query` nor `like`.
+            NotFound: there is no such library, or no such passage.
+            Unsupported: nothing to look at behind `like`, or the library has no space of pictures.
+        """
+        text = op.checked_query(query) if query is not None or like is None else None
+        top, collection, clock = op.checked_k(k), self._open(), op.Clock()
+        asked = Query(text=text, media=None if like is None else self._looked_at(like))
         with clock.stage("search"):
-            hits = collection.search(Query(text=text), top, where)
-        note = self._note(collection, self.settings.max_tokens)
+            hits = collection.search(asked, top if like is None else top + 1, op.checked_where(where))
+            hits = [hit for hit in hits if hit.item.id != like][:top]
+        note = self._note(collection, self.settings.max_tokens, text)
         return SearchOut(query=text, library=self.name, hits=op.hits_out(hits), ms=clock.total(), note=note)
 
     def rerank(self, query: str, candidates: Sequence[str | Given], *, reranker: str | None = None) -> RerankOut:
@@ -152,7 +244,7 @@ class Triptych:
         system = self.stages.reranker(reranker)
         with clock.stage("rerank"):
             ranking = system.rank(Query(text=text), hits)
-        return _rerank_out(text, reranker or _id_of(system), ranking, clock)
+        return rerank_out(text, reranker or id_of(system), ranking, clock)
 
     def compress(
         self,
@@ -172,7 +264,7 @@ class Triptych:
             refined = system.refine(Query(text=text) if text else None, hits, frame)
         return CompressOut(
             query=text,
-            refiner=refiner or _id_of(system),
+            refiner=refiner or id_of(system),
             passages=op.passages_out(refined),
             dropped=op.dropped_out(refined),
             tokens=op.tokens_out(refined, budget, self.settings.tokenizer),
@@ -190,7 +282,7 @@ class Triptych:
         start, end = (0, len(item.text)) if span is None else span
         if not 0 <= start < end <= len(item.text):
             raise BadInput(f"The span `{start}:{end}` is out of range.", f"The text has {len(item.text)} characters.")
-        metadata = {**_metadata(item), **({"span": [start, end]} if span is not None else {})}
+        metadata = {**metadata_of(item), **({"span": [start, end]} if span is not None else {})}
         return FetchOut(id=item.id, title=item.title, text=item.text[start:end], uri=item.source.uri, metadata=metadata)
 
     def view(self, id: str, max_edge: int = 1024) -> ViewOut:
@@ -281,6 +373,23 @@ class Triptych:
                 self._collection = Collection.open(self.folder, self.stages, rebuild=rebuild)
             return self._collection
 
+    def _looked_at(self, like: str | Path) -> MediaRef:
+        """The picture behind a passage, or in a file, with its path as uri."""
+        from ..retrievers.readers.picture import reference
+
+        collection = self._open()
+        if not collection.looks():
+            raise Unsupported(
+                f"The library `{self.name}` has no space of pictures.",
+                "Index pictures with the profile's models, or add one: `triptych index PATH --space efficientnet_b0`.",
+            )
+        if isinstance(like, Path):
+            return reference(existing(like))
+        item = self._item(like)
+        if item.media is None or item.modality == "audio":
+            raise Unsupported(f"`{item.source.uri}` has nothing to look at.", "Name a passage with a picture.")
+        return collection.located(item.media)
+
     def _item(self, id: str) -> Item:
         collection = self._open()
         found = collection.get([id])
@@ -297,7 +406,7 @@ class Triptych:
         if len(candidates) > MAX_CANDIDATES:
             raise BadInput(f"`{len(candidates)}` passages are given.", f"Give at most {MAX_CANDIDATES:,} at once.")
         items = [
-            self._item(given) if isinstance(given, str) else _given_item(n, given)
+            self._item(given) if isinstance(given, str) else given_item(n, given)
             for n, given in enumerate(candidates, 1)
         ]
         twice, times = Counter(item.id for item in items).most_common(1)[0]
@@ -305,8 +414,8 @@ class Triptych:
             raise BadInput(f"The passage `{twice}` is given twice.", "Give each passage once.")
         return [Hit(item, 0.0) for item in items]
 
-    def _note(self, collection: Collection, budget: int) -> str | None:
-        return op.fitting_note([self.stages.note(), collection.note()], budget, self.settings.tokenizer)
+    def _note(self, collection: Collection, budget: int, query: str | None = None) -> str | None:
+        return op.fitting_note([self.stages.note(), collection.note(query)], budget, self.settings.tokenizer)
 
 
 def libraries(settings: Settings) -> list[LibraryOut]:
@@ -324,46 +433,16 @@ def _names(settings: Settings) -> list[str]:
     return sorted(folder.name for folder in settings.libraries.iterdir() if is_library(folder))
 
 
+def _listed(paths: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    given = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not given:
+        raise BadInput("No path is given.", "Name files or folders to index.")
+    return given
+
+
 def _folder_of(library: str | Path, settings: Settings) -> Path:
     if isinstance(library, str) and NAME.fullmatch(library) and ".." not in library:
         return settings.libraries / library
     if isinstance(library, Path) or "/" in library or "\\" in library:
         return Path(library).expanduser().absolute()
     raise BadInput(f"`{library}` is no library name.", "Use letters, digits, `.`, `_` and `-`, or a folder's path.")
-
-
-def _given_item(n: int, given: Given) -> Item:
-    uri = given.uri or f"given/{n}"
-    return Item(id=given.id or f"given-{n}", text=given.text, source=Source(uri=uri, start=0, end=len(given.text)))
-
-
-def _metadata(item: Item) -> dict[str, Any]:
-    source = item.source
-    placed = {
-        "modality": item.modality,
-        "page": source.page,
-        "box": source.box,
-        "start_s": source.start_s,
-        "end_s": source.end_s,
-        "source_span": [source.start, source.end],
-    }
-    kept = {key: value for key, value in item.meta.items() if key not in ("lines", "title")}
-    return {**{key: value for key, value in placed.items() if value is not None}, **kept}
-
-
-def _rerank_out(query: str, system_id: str, ranking: Ranking, clock: op.Clock) -> RerankOut:
-    return RerankOut(
-        query=query,
-        reranker=system_id,
-        hits=op.hits_out(ranking.hits),
-        calls=ranking.calls,
-        tokens=ranking.tokens,
-        repaired=ranking.repaired,
-        complete=ranking.complete,
-        reason=ranking.reason,
-        ms=clock.total(),
-    )
-
-
-def _id_of(system: Any) -> str:
-    return str(type(system).__module__.rpartition(".")[2])

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
 from ..refiners.tokens import count
+from ..retrievers.base import Where
+from ..retrievers.filters import filter_of
 from .schemas import DroppedOut, HitOut, PassageOut, PieceOut, TokensOut, place
 
 if TYPE_CHECKING:
@@ -23,6 +25,17 @@ if TYPE_CHECKING:
 MAX_QUERY = 4096
 MAX_K = 100
 NOTE_SHARE = 8
+
+
+def checked_where(where: Where | Mapping[str, Any] | None) -> Where | None:
+    """A filter as `retrievers.filters.filter_of` reads it, or one that is made already.
+
+    Raises:
+        BadInput: it says something that no filter is.
+    """
+    if where is None or isinstance(where, Where):
+        return where
+    return Where(filter=filter_of(where))
 
 
 class Clock:

@@ -4,7 +4,7 @@ on this machine the root lies, and stays the same when the root moves."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -105,11 +105,35 @@ def files_below(path: Path, roots: Roots) -> Iterator[Found]:
     if path.is_file():
         yield Found(roots.uri_of(path), path)
         return
+    yield from _walked(path, path, roots)
+
+
+def _walked(path: Path, top: Path, roots: Roots) -> Iterator[Found]:
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if _is_wanted(name) and not (Path(folder) / name).is_symlink())
         for name in sorted(names):
             if _is_wanted(name):
-                yield from _checked(Path(folder) / name, path, roots)
+                yield from _checked(Path(folder) / name, top, roots)
+
+
+def files_at(changed: Iterable[Path], top: Path, roots: Roots) -> Iterator[Found]:
+    """Of the paths `changed` (see `is_wanted`), every file that `files_below(top, …)` would find there."""
+    for path in sorted(changed):
+        if path == top:
+            yield from files_below(top, roots)
+        elif path.is_dir() and not path.is_symlink():
+            yield from _walked(path, top, roots)
+        else:
+            yield from _checked(path, top, roots)
+
+
+def is_wanted(path: Path, top: Path) -> bool:
+    """Whether `files_below(top, …)` comes by `path` when it is there: no folder on the way is hidden, or a link."""
+    if not path.is_relative_to(top):
+        return False
+    on_the_way = [parent for parent in path.parents if parent != top and parent.is_relative_to(top)]
+    named = all(_is_wanted(part) for part in path.relative_to(top).parts)
+    return named and not any(parent.is_symlink() for parent in on_the_way)
 
 
 def _checked(file: Path, top: Path, roots: Roots) -> Iterator[Found]:

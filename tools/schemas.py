@@ -112,7 +112,7 @@ class Evidence(Shape):
 class SearchOut(Shape):
     """`search --json`."""
 
-    query: str
+    query: str | None
     library: str
     hits: list[HitOut]
     ms: dict[str, float]
@@ -174,6 +174,70 @@ class IndexOut(Shape):
     items: int
     problems: list[FileProblem]
     ms: dict[str, float]
+
+
+class Damage(Shape):
+    """A file with damaged passages. `what`: how many are `missing` from the store, have another `text`, a `payload`
+    that cannot be read, a wrong `vector`, or are found by the wrong `words`."""
+
+    uri: str
+    passages: int
+    what: dict[str, int]
+
+
+class StaleFile(Shape):
+    """A file that is `changed` or `gone` since it was indexed: no damage, `index` brings it in."""
+
+    uri: str
+    why: str
+
+
+class VerifyOut(Shape):
+    """`verify --json`.
+
+    `extra` counts passages in the store that belong to no file, `terms` the term statistics that are off; `catalogue`
+    says what is wrong with the list of files itself. `stale` is reported, and does not make a library less whole.
+    """
+
+    library: str
+    whole: bool
+    files: int
+    passages: int
+    damaged: list[Damage]
+    extra: int
+    terms: int
+    catalogue: list[str]
+    stale: list[StaleFile]
+    ms: dict[str, float]
+
+
+class RebuildOut(Shape):
+    """`rebuild --json`.
+
+    `anew` when the store could not be read and everything was made again. Of the library's `items` the `kept` ones
+    stayed as they were, `encoded` were encoded again (from their `files` where the text was lost). `problems` names
+    what is lost for good.
+    """
+
+    library: str
+    anew: bool
+    items: int
+    kept: int
+    encoded: int
+    files: int
+    problems: list[FileProblem]
+    ms: dict[str, float]
+
+
+class WatchOut(Shape):
+    """`index --watch --json`, once it was stopped: what all rounds together did, and the problems that are left."""
+
+    library: str
+    rounds: int
+    indexed: int
+    removed: int
+    items: int
+    problems: list[FileProblem]
 
 
 class ViewOut(Shape):

@@ -68,6 +68,22 @@ class Stages:
         self.missing.pop(self.settings.encoder, None)
         return found
 
+    def further(self, system_id: str, *, required: bool = False) -> Encoder | None:
+        """The encoder of a further space, or None where its weights are missing (then `note` says so).
+
+        Raises:
+            MissingWeights: they are, and it is `required`.
+        """
+        try:
+            found: Encoder = self._once(f"retriever {system_id}", lambda: self._load("retriever", system_id))
+        except MissingWeights as error:
+            if required:
+                raise
+            self.missing[system_id] = error.message
+            return None
+        self.missing.pop(system_id, None)
+        return found
+
     def reranker(self, system_id: str | None = None) -> Reranker:
         """The reranker asked for, else the profile's, else (weights missing) the one that needs none."""
         made: Reranker = self._chosen("reranker", system_id, self.settings.reranker)
@@ -93,9 +109,16 @@ class Stages:
         """What is missing and the command that mends it, or None."""
         if not self.missing:
             return None
-        names = ", ".join(sorted(self.missing))
-        effect = "search is BM25 only" if self.settings.encoder in self.missing else "compression keeps whole sentences"
-        return f"Weights missing ({names}): {effect}. Run `triptych pull {self.settings.profile}`."
+        settings = self.settings
+        stages = [name for name in self.missing if name not in settings.further]
+        names = ", ".join(sorted(stages or self.missing))
+        effects = {
+            "search is BM25 only": settings.encoder in self.missing,
+            "compression keeps whole sentences": settings.refiner in self.missing,
+            "hits are not reranked": settings.reranker in self.missing,
+        }
+        effect = ", ".join(what for what, holds in effects.items() if holds) or "some spaces are not searched"
+        return f"Weights missing ({names}): {effect}. Run `triptych pull {settings.profile}`."
 
     def _chosen(self, role: str, asked: str | None, default: str) -> Any:
         wanted = asked or default

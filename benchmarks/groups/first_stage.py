@@ -54,7 +54,7 @@ def cells(plan: Plan) -> list[Cell]:
     """First the data, then quality, then cost from small to large."""
     real = {data.info.name: data for data in collections(plan)}
     return [
-        *(_prepare(plan, data) for data in real.values()),
+        *(prepare(plan, data) for data in real.values()),
         *(cell for data in real.values() for cell in _quality_cells(plan, data)),
         *_cost(plan, list(real.values())),
     ]
@@ -90,7 +90,8 @@ NOTES = (
     "no time here holds any encoding. Each ran alone in a process of its own, with its own defaults and as many "
     "threads as it likes.",
     "Ours, qdrant, chroma, lancedb and pyserini write their index to disk; bm25s and rank-bm25 keep it in memory. "
-    "qdrant searches exactly, so do lancedb without an index and ours; chroma's default is HNSW.",
+    "qdrant searches exactly, so do lancedb without an index and ours below 10,000 passages; chroma's default is HNSW, "
+    "and ours from 10,000 on.",
     "Arms with `items` measure cost, on synthetic data wherever the collections are too small: they say nothing of "
     "quality. build_s: from the first passage to the first query; ms: one query at a time, warm, the best 10; "
     "agreement@10: the share of the exact 10 nearest that were found; peak_rss_mb: the most memory of the process, "
@@ -102,26 +103,40 @@ NOTES = (
 # --- cells -----------------------------------------------------------------------------------------------------------
 
 
-def _prepare(plan: Plan, data: datasets.Collection) -> Cell:
-    job = {"collection": str(data.folder), "sha256": data.info.sha256, "into": str(_folder(plan, data))}
+def prepare(plan: Plan, data: datasets.Collection) -> Cell:
+    """Encodes a collection."""
+    job = {"collection": str(data.folder), "sha256": data.info.sha256, "into": str(folder_of(plan, data))}
     return Cell(f"prepare_{data.info.name}", OURS, "first_stage_prepare.py", job)
 
 
 def _quality_cells(plan: Plan, data: datasets.Collection) -> Iterator[Cell]:
     for key in SYSTEMS:
-        job = {"data": str(_folder(plan, data)), "k": K_QUALITY, "ask": list(data.queries)}
+        job = {"data": str(folder_of(plan, data)), "k": K_QUALITY, "ask": list(data.queries)}
         yield _measure(f"quality_{data.info.name}_{key}", key, job)
 
 
 def _cost(plan: Plan, real: Sequence[datasets.Collection]) -> Iterator[Cell]:
     for items in _sizes(plan):
-        pool = [str(_folder(plan, data)) for data in real]
-        into = plan.cache / "first_stage" / f"{items}-{_digest([pool, plan.seed])}"
-        job = {"pool": pool, "items": items, "queries": QUERIES, "k": K_COST, "seed": plan.seed, "into": str(into)}
-        yield Cell(f"prepare_{items}", OURS, "first_stage_prepare.py", job)
+        yield grown(plan, real, items)
+        into = str(grown_folder(plan, real, items))
         for key in SYSTEMS:
-            job = {"data": str(into), "k": K_COST, "ask_s": QUICK_ASK_S if plan.quick else ASK_S}
+            job = {"data": into, "k": K_COST, "ask_s": QUICK_ASK_S if plan.quick else ASK_S}
             yield _measure(f"cost_{items}_{key}", key, job)
+
+
+def grown(plan: Plan, real: Sequence[datasets.Collection], items: int) -> Cell:
+    """Makes `items` passages out of the collections."""
+    job = {
+        "pool": [str(folder_of(plan, data)) for data in real], "items": items, "queries": QUERIES, "k": K_COST,
+        "seed": plan.seed, "into": str(grown_folder(plan, real, items)),
+    }  # fmt: skip
+    return Cell(f"prepare_{items}", OURS, "first_stage_prepare.py", job)
+
+
+def grown_folder(plan: Plan, real: Sequence[datasets.Collection], items: int) -> Path:
+    """Where they lie."""
+    pool = [str(folder_of(plan, data)) for data in real]
+    return plan.cache / "first_stage" / f"{items}-{_digest([pool, plan.seed])}"
 
 
 def _measure(name: str, key: str, job: dict[str, Any]) -> Cell:
@@ -129,7 +144,7 @@ def _measure(name: str, key: str, job: dict[str, Any]) -> Cell:
     return Cell(name, env, worker, {**job, "routes": list(routes)})
 
 
-def _folder(plan: Plan, data: datasets.Collection) -> Path:
+def folder_of(plan: Plan, data: datasets.Collection) -> Path:
     """Where a collection's prepared data lies; other passages, queries or weights: another folder."""
     return plan.cache / "first_stage" / f"{data.info.name}-{_digest([data.info.sha256, hash_of(WEIGHTS)])}"
 
@@ -206,8 +221,13 @@ def _cost_metrics(data: Mapping[str, Any], route: str, exact: Mapping[str, list[
 
 
 def _synthetic(plan: Plan, real: Sequence[datasets.Collection]) -> Iterator[DataInfo]:
+    return synthetic(real, _sizes(plan))
+
+
+def synthetic(real: Sequence[datasets.Collection], sizes_: Sequence[int]) -> Iterator[DataInfo]:
+    """What `grown` makes."""
     passages = sum(len(data.passages) for data in real)
     sha256 = hashlib.sha256("".join(data.info.sha256 for data in real).encode()).hexdigest()
-    for items in _sizes(plan):
+    for items in sizes_:
         sizes = {"passages": items, "copies": max(items - passages, 0), "queries": QUERIES}
         yield DataInfo(name=f"{items}_items", sha256=sha256, sizes=sizes, synthetic=items > passages)

@@ -61,7 +61,7 @@ def fill(retriever: BM25 | Hybrid, data: Data, told: Told) -> None:
         rows = zip(data.ids[part], data.texts[part], strict=True)
         retriever.add([Item(id_, text, Source("")) for id_, text in rows])
         told(part.stop)
-    retriever.store.flush()
+    retriever.store.settle()
 
 
 def ids(hits: list[Hit]) -> list[str]:

@@ -3,9 +3,10 @@
 Late interaction: every query token looks for its best match among the passage's tokens. It is not ColBERT: the token
 vectors are those of all-MiniLM-L6-v2 (Apache-2.0), which was trained for its mean vector and not for this; there is no
 projection, no `[MASK]` augmentation and no marker token; matches are squared, so that one strong match counts for more
-than two weak ones; query tokens of scripts that the model does not know are looked for literally; and the first
-stage's order has a say. Stop words and punctuation stay in: leaving them out, weighting tokens by rarity or by length,
-leaving punctuation out of passages, other layers, and the best sentence alone were measured, and gained nothing.
+than two weak ones; query tokens of scripts that the model does not know are looked for literally; a passage in another
+language than the query keeps its place; and the first stage's order has a say. Stop words and punctuation stay in:
+leaving them out, weighting tokens by rarity or by length, leaving punctuation out of passages, other layers, and the
+best sentence alone were measured, and gained nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ...errors import Unsupported
+from ...retrievers.languages import across
 from ...retrievers.scripts import folded, foreign, literal_units
 from ...retrievers.searchable import searchable_text
 from .. import _pointwise
@@ -155,12 +157,16 @@ class MaxSim(Reranker):
         def read(items: Sequence[Item]) -> list[Read]:
             if not asked:
                 asked.append(Asked.read(self._encoder, query.text or ""))
-            texts = [searchable_text(item) for item in items]
-            vectors = [one.vectors for one in self._encoder.token_vectors(texts, "document")]
-            pairs = zip(vectors, texts, strict=True)
-            return [Read(asked[0].score(asked[0].matches(one), text), len(one)) for one, text in pairs]
+            return [self._read(asked[0], query.text or "", item) for item in items]
 
         return _pointwise.rank(hits, limits, read, lambda score, say: score * (1 - self._fade * (1 - say)))
+
+    def _read(self, asked: Asked, query: str, item: Item) -> Read:
+        if across(query, item.text):
+            return Read(None, 0)
+        text = searchable_text(item)
+        [one] = self._encoder.token_vectors([text], "document")
+        return Read(asked.score(asked.matches(one.vectors), text), len(one.vectors))
 
     def estimate(self, n: int) -> Cost:
         """One call and about 200 tokens per hit."""

@@ -27,6 +27,7 @@ _READERS = {
     "image/gif": "image:ImageReader",
     "image/tiff": "image:ImageReader",
     "image/bmp": "image:ImageReader",
+    **dict.fromkeys(("text/vtt", "application/x-subrip"), "subtitles:SubtitleReader"),
     "text/csv": "table:TableReader",
     "text/tab-separated-values": "table:TableReader",
     "application/json": "data:DataReader",
@@ -47,7 +48,7 @@ _READERS = {
 _OF_OFFICE = {"word": "python-docx", "slides": "python-pptx", "sheets": "openpyxl"}
 READABLE = (
     "plain text, Markdown, HTML, PDF, Word (.docx), PowerPoint (.pptx), Excel (.xlsx), EPUB, CSV, TSV, JSON, "
-    "JSON lines, notebooks, mail (.eml), source code, PNG, JPEG, WebP, GIF, TIFF, BMP, "
+    "JSON lines, notebooks, mail (.eml), source code, subtitles (SRT, WebVTT), PNG, JPEG, WebP, GIF, TIFF, BMP, "
     "sound (WAV, MP3, FLAC, Ogg, M4A, AIFF) and video (MP4, MOV, MKV, WebM, AVI, MPEG)"
 )
 

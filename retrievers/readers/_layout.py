@@ -6,11 +6,13 @@ Positions are in one unit for both axes (points or pixels), origin top left, in 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING
 
 import regex
+
+from ._rows import as_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,12 +22,14 @@ if TYPE_CHECKING:
 
 _CELL_GAP = 1.5  # of the letter size: wider than a justified space, narrower than the padding of a table
 _NARROW_CELL_GAP = 0.5  # in a row that has a wider gap already: a number set right, beside a word set left
-_CELL_ROWS = 12
 _GUTTER = 0.8  # of the letter size
 _COLUMN_ROWS = 4
 _COLUMN_LETTERS = 18
 _HYPHENATED = regex.compile(r"(\p{L}{2,})[-‐\u00AD]$")
 _TERMINAL = regex.compile(r"[.!?。！？:：;；][\"'”’)）」』]*$")
+Cell = tuple[int, int, int, int]
+"""`left, top, right, bottom` of a cell: the rules around it, rounded."""
+
 _WIDE = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\u3000-\u303F\uFF01-\uFF60]")
 
 
@@ -42,14 +46,25 @@ class Word:
     box: Box
     bold: bool = False
     turned: bool = False  # runs up or down the page, like the label of an axis
-    cell: bool = False  # all words of one cell of a ruled table
+    cell: Cell | None = None  # holds all words of this cell of a ruled table
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of text: its words from left to right."""
+    """A line of text, its words from left to right; or a row of a table, which may have been several lines.
+
+    Attributes:
+        cells: texts of a row of a table, one for each column, some empty.
+        lefts: where the columns of its table begin: the same for all its rows.
+        heads: it names the columns.
+        carried: it stands on another page, and is repeated here to name the columns.
+    """
 
     words: tuple[Word, ...]
+    cells: tuple[str, ...] = ()
+    lefts: tuple[float, ...] = ()
+    heads: bool = False
+    carried: bool = False
 
     @property
     def top(self) -> float:
@@ -77,15 +92,22 @@ class Row:
 
     @property
     def text(self) -> str:
-        """The words, a space between them, a tab where the gap is that of a column."""
+        """The words, a space between them, a tab where the gap is that of a column; a row of a table as Markdown."""
+        if self.cells:
+            return as_table([self.cells], header=False)
+        return "\t".join(map(joined, self.segments))
+
+    @property
+    def segments(self) -> list[list[Word]]:
+        """The words, parted where the gap is that of a column."""
         gaps = [self._gap(before, word) for before, word in pairwise(self.words)]
         widest = _CELL_GAP if max(gaps, default=0.0) <= _CELL_GAP else _NARROW_CELL_GAP
-        parts = [self.words[0].text]
-        for gap, (before, word) in zip(gaps, pairwise(self.words), strict=True):
-            close = gap < 0.2 and _WIDE.match(word.text) and _WIDE.match(before.text[-1])
-            parts.append("\t" if gap > widest else "" if close else " ")
-            parts.append(word.text)
-        return "".join(parts)
+        parts = [[self.words[0]]]
+        for gap, word in zip(gaps, self.words[1:], strict=True):
+            if gap > widest:
+                parts.append([])
+            parts[-1].append(word)
+        return parts
 
     @staticmethod
     def _gap(before: Word, word: Word) -> float:
@@ -93,6 +115,16 @@ class Row:
         if before.cell or word.cell:
             return float("inf")
         return (word.left - before.right) / max(before.size, word.size, 1e-6)
+
+
+def joined(words: Sequence[Word]) -> str:
+    """The texts of neighbouring words, a space between them unless both are ideographs."""
+    parts = [words[0].text]
+    for before, word in pairwise(words):
+        gap = (word.left - before.right) / max(before.size, word.size, 1e-6)
+        close = gap < 0.2 and _WIDE.match(word.text) and _WIDE.match(before.text[-1])
+        parts += ["" if close else " ", word.text]
+    return "".join(parts)
 
 
 def union(boxes: Sequence[Box]) -> Box:
@@ -108,7 +140,7 @@ def reading_order(words: Sequence[Word]) -> list[Row]:
 
 
 def _in_columns(words: Sequence[Word]) -> list[Row]:
-    rows = _rows(words)
+    rows = rows_of(words)
     split = _columns(rows)
     if split is None:
         return rows
@@ -117,51 +149,6 @@ def _in_columns(words: Sequence[Word]) -> list[Row]:
     left = [word for word in inside if word.right <= x]
     right = [word for word in inside if word.right > x]
     return [*rows[:first], *_in_columns(left), *_in_columns(right), *_in_columns(_words(rows[last:]))]
-
-
-def with_cells(words: Sequence[Word], rules: Sequence[Box]) -> list[Word]:
-    """`words` with those of a ruled table gathered into cells, so that a row with wrapped cells is still one row.
-
-    `rules` are the lines and frames drawn on the page, in the units of `Word.left`.
-    """
-    flat = [((y0 + y1) / 2, x0, x1) for x0, y0, x1, y1 in rules if x1 - x0 > 3 >= y1 - y0]
-    tall = [((x0 + x1) / 2, y0, y1) for x0, y0, x1, y1 in rules if y1 - y0 > 3 >= x1 - x0]
-    for x0, y0, x1, y1 in rules:
-        if min(x1 - x0, y1 - y0) > 3:
-            flat += [(y0, x0, x1), (y1, x0, x1)]
-            tall += [(x0, y0, y1), (x1, y0, y1)]
-    if len(flat) < 2 or len(tall) < 3:
-        return list(words)
-    bands: dict[tuple[int, int], dict[tuple[int, int], list[Word]]] = {}
-    rest: list[Word] = []
-    for word in words:
-        across, down = (word.left + word.right) / 2, (word.top + word.bottom) / 2
-        band, column = _between(down, across, flat), _between(across, down, tall)
-        if band and column:
-            bands.setdefault(band, {}).setdefault(column, []).append(word)
-        else:
-            rest.append(word)
-    for cells in bands.values():
-        gathered = [_rows(cell) for cell in cells.values()]
-        is_row = len(cells) > 1 and max(map(len, gathered)) <= _CELL_ROWS
-        top, bottom = min(w.top for c in cells.values() for w in c), max(w.bottom for c in cells.values() for w in c)
-        rest += [_cell(rows, top, bottom) for rows in gathered] if is_row else _words(list(chain(*gathered)))
-    return rest
-
-
-def _between(at: float, along: float, rules: Sequence[tuple[float, float, float]]) -> tuple[int, int] | None:
-    """The nearest rules on both sides of `at` among those that reach over `along`."""
-    near = [position for position, low, high in rules if low - 1 <= along <= high + 1]
-    before, after = [p for p in near if p <= at], [p for p in near if p > at]
-    return (round(max(before)), round(min(after))) if before and after else None
-
-
-def _cell(rows: Sequence[Row], top: float, bottom: float) -> Word:
-    words = _words(rows)
-    left, right = min(word.left for word in words), max(word.right for word in words)
-    text = " ".join(row.text for row in rows)
-    bold = all(word.bold for word in words)
-    return Word(text, left, top, right, bottom, rows[0].size, union([w.box for w in words]), bold, cell=True)
 
 
 def text_of(rows: Sequence[Row]) -> tuple[str, tuple[Line, ...]]:
@@ -175,9 +162,12 @@ def text_of(rows: Sequence[Row]) -> tuple[str, tuple[Line, ...]]:
         text, joiner = texts[index], ""
         if index + 1 < len(rows):
             joiner = "\n\n" if _new_paragraph(row, rows[index + 1], pitch) else "\n"
+            if row.heads and joiner == "\n":
+                joiner = f"\n{'|' + '---|' * len(row.cells)}\n"
             if joiner == "\n" and _HYPHENATED.search(text) and texts[index + 1][0].islower():
                 text, joiner = _without_hyphen(text, texts[index + 1], texts), ""
-        lines.append((length, length + len(text), *row.box))
+        if not row.carried:
+            lines.append((length, length + len(text), *row.box))
         parts += [text, joiner]
         length += len(text) + len(joiner)
     return "".join(parts), tuple(lines)
@@ -194,7 +184,7 @@ def _words(rows: Sequence[Row]) -> list[Word]:
     return [word for row in rows for word in row.words]
 
 
-def _rows(words: Sequence[Word]) -> list[Row]:
+def rows_of(words: Sequence[Word]) -> list[Row]:
     """Words whose heights overlap by half, as rows from top to bottom."""
     groups: list[tuple[float, float, list[Word]]] = []
     for word in sorted(words, key=lambda w: (w.top + w.bottom, w.left)):
@@ -253,16 +243,20 @@ def _runs(rows: Sequence[Row], x: float) -> list[tuple[int, int]]:
 def _free(row: Row, x: float) -> bool:
     if any(word.left < x < word.right for word in row.words):
         return False
-    before = [word.right for word in row.words if word.right <= x]
-    after = [word.left for word in row.words if word.left >= x]
-    return not before or not after or min(after) - max(before) >= _GUTTER * row.size
+    before = max((word for word in row.words if word.right <= x), key=lambda word: word.right, default=None)
+    after = min((word for word in row.words if word.left >= x), key=lambda word: word.left, default=None)
+    if before is None or after is None:
+        return True
+    if before.cell and after.cell:  # a table is not two columns of prose, whatever its cells say
+        return False
+    return after.left - before.right >= _GUTTER * row.size
 
 
 def _is_prose(rows: Sequence[Row], x: float) -> bool:
     """Whether both sides of `x` are full lines of letters, not cells of a table."""
     words = _words(rows)
     sides = [w for w in words if w.right <= x], [w for w in words if w.right > x]
-    return all(_is_column(_rows(side)) for side in sides)
+    return all(_is_column(rows_of(side)) for side in sides)
 
 
 def _is_column(rows: Sequence[Row]) -> bool:
@@ -283,6 +277,8 @@ def _pitch(rows: Sequence[Row]) -> float:
 
 
 def _new_paragraph(row: Row, following: Row, pitch: float) -> bool:
+    if row.cells or following.cells:
+        return row.lefts != following.lefts or following.heads
     if "\t" in row.text and "\t" in following.text and following.top > row.top:
         return False
     if following.top < row.top:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..base import Box
 
 _LONGEST_SHAPE = 3.0  # height of a picture by its width: above, it is read in tiles
+_MOST_TILES = 60  # of a picture like a thread, which has no text
 _OVERLAP = 0.04  # of a tile's length: more than a line of text is high
 _LETTER = 0.7  # letter size, of the height of a detected box, which has a margin
 _MOST_TILT = math.radians(15)
@@ -119,7 +120,7 @@ def _tiles(width: int, height: int, edge: int) -> list[tuple[int, int, int, int]
     """Boxes `left, top, right, bottom` in pixels that cover the picture from top to bottom."""
     if height <= max(edge, _LONGEST_SHAPE * width):
         return [(0, 0, width, height)]
-    count = math.ceil(height / (_LONGEST_SHAPE / 2 * width))
+    count = min(_MOST_TILES, math.ceil(height / (_LONGEST_SHAPE / 2 * width)))
     length = height / count
     tops = [max(0, int((n - _OVERLAP) * length)) for n in range(count)]
     bottoms = [min(height, math.ceil((n + 1 + _OVERLAP) * length)) for n in range(count)]

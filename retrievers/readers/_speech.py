@@ -1,27 +1,25 @@
-"""Speech to text: Silero VAD finds where somebody speaks, the sound is cut at silences, Moonshine writes it down.
+"""Speech to text: Silero VAD finds where somebody speaks, the sound is cut at silences, a model writes it down.
 
-Moonshine: Speech Recognition for Live Transcription and Voice Commands. Jeffries et al. 2024, arXiv:2410.15608. Both
-run on onnxruntime from pulled weights; English only. A speech model makes up text for noise and music (375 of 414
-five-second clips of rain, dogs and engines gave some), so nothing is transcribed where nobody speaks, and text that
-the model is unsure of, that repeats itself or that describes music is thrown away.
+The detector runs on onnxruntime; who writes is the setting `speech`: `_moonshine.py` (English) or `_whisper.py` (99
+languages), from pulled weights. A speech model makes up text for noise and music (Moonshine for 375 of 414 five-second
+clips of rain, dogs and engines), so nothing is transcribed where nobody speaks, and text that the model is unsure of,
+that repeats itself or that describes music is thrown away.
 """
 
 from __future__ import annotations
 
-import math
-import os
 import re
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ... import progress
-from ...errors import MissingWeights
-from .base import clean
+from ...errors import BadInput, MissingWeights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     import numpy as np
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     from .base import Limits
 
 RATE = 16_000
-"""Samples a second that both models expect, mono, -1 to 1."""
+"""Samples a second that all models expect, mono, -1 to 1."""
 
 _FRAME = 512  # samples that the detector judges at once
 _CONTEXT = 64  # samples before them that it also sees
@@ -39,15 +37,10 @@ _LEAST_VOICED = 12  # frames (0.4 s): less is a cough
 _PAUSE = 47  # frames (1.5 s) without speech end a stretch
 _MARGIN = 6  # frames (0.2 s) of sound kept around speech: it begins softly
 
-_START, _END = 1, 2
-_CONTROL = re.compile(rb"</?(?:s|unk|pad)>|<<ST_\d+>>")
-_TOKENS_PER_S = 6.5  # the model's authors' own bound; more means that it runs in circles
-_MOST_TOKENS = 192
-_LEAST_LOG_PROBABILITY = -0.5  # mean over tokens: speech gives -0.04 to -0.46 (as loud as hiss), coughs -0.5 and less
 _NO_SPEECH = re.compile("[\u2669-\u266f\U0001f3b5\U0001f3b6\u00a9]")
 _LOOP = re.compile(r"\b(\w[^.!?]{0,40}?)(?:\W+\1\b){4,}", re.IGNORECASE)
 
-_THREADS = min(4, max(1, os.cpu_count() or 1))
+_WRITERS = {"moonshine_tiny_en": "_moonshine:Moonshine", "whisper_base": "_whisper:Whisper"}
 
 _lock = threading.Lock()
 
@@ -61,44 +54,52 @@ class Stretch:
     text: str
 
 
+class Writer(Protocol):
+    """A model that writes speech down."""
+
+    def begin(self) -> Callable[[np.ndarray], str]:
+        """What turns the stretches of one recording, in order, into text: float32 samples at `RATE`, at most about
+        25 s; empty where it does not believe itself."""
+
+
 def recogniser(limits: Limits) -> Recogniser | None:
     """The recogniser that `limits` names, None where it names none.
 
     Raises:
+        BadInput: `limits.speech` is no model for speech.
         MissingWeights: its files are not there; the hint names the command that brings them.
+        MissingExtra: the package that runs it is not installed.
     """
     from ...manifests import weights
 
     if limits.speech == "none":
         return None
+    if limits.speech not in _WRITERS:
+        raise BadInput(f"`{limits.speech}` does not recognise speech.", f"Use one of: {', '.join(_WRITERS)}, none.")
     if limits.weights is None:
         raise MissingWeights("No folder of weights was given.", "Give `Limits` the folder that `pull` fills.")
     with _lock:
-        return _loaded(weights.folder(weights.VOICE, limits.weights), weights.folder(limits.speech, limits.weights))
+        voice, speech = weights.folder(weights.VOICE, limits.weights), weights.folder(limits.speech, limits.weights)
+        return _loaded(voice, speech, _WRITERS[limits.speech])
 
 
 @lru_cache(maxsize=1)
-def _loaded(voice: Path, speech: Path) -> Recogniser:
-    return Recogniser(voice, speech)
+def _loaded(voice: Path, speech: Path, entry: str) -> Recogniser:
+    module, name = entry.split(":")
+    writer: Writer = getattr(import_module(f".{module}", __package__), name).load(speech)
+    return Recogniser(voice, writer)
 
 
 class Recogniser:
-    """Both models, loaded. Safe from many threads: what belongs to one recording is in the call.
+    """The detector and a writer, loaded. Safe from many threads: what belongs to one recording is in the call.
 
     Args:
         voice: folder of the detector.
-        speech: folder of the recogniser.
     """
 
-    def __init__(self, voice: Path, speech: Path) -> None:
-        self._voice = _session(voice / "silero_vad_16k_sequence.onnx", 1)
-        self._encoder = _session(speech / "encoder_model.ort", _THREADS)
-        self._decoder = _session(speech / "decoder_model_merged.ort", _THREADS)
-        self._vocabulary = _vocabulary((speech / "tokenizer.bin").read_bytes())
-        self._outputs = [output.name for output in self._decoder.get_outputs()]
-        self._empty = {
-            one.name: (1, one.shape[1], 0, one.shape[3]) for one in self._decoder.get_inputs() if "past" in one.name
-        }
+    def __init__(self, voice: Path, writer: Writer) -> None:
+        self._voice = session(voice / "silero_vad_16k_sequence.onnx", 1)
+        self._writer = writer
 
     def stretches(self, blocks: Iterable[tuple[float, np.ndarray]], longest_s: float) -> Iterator[Stretch]:
         """What is said in `blocks` (start in seconds, float32 samples at `RATE`), which follow each other.
@@ -106,18 +107,12 @@ class Recogniser:
         A stretch ends at a silence of 1.5 s; one of `longest_s` is cut where speech is least likely in its second
         half, mostly between two sentences. A block that starts later than the one before ends begins anew.
         """
+        written = self._writer.begin()
         for start_s, end_s, samples in self._spoken(blocks, longest_s):
             progress.step(int(end_s), None, "seconds of speech")
-            text = self.transcribed(samples)
-            if text:
+            text = written(samples)
+            if text and is_plausible(text):
                 yield Stretch(round(start_s, 2), round(end_s, 2), text)
-
-    def transcribed(self, samples: np.ndarray) -> str:
-        """The text in `samples` (at most about 30 s), empty where the model found none that can be believed."""
-        tokens, log_probability = self._greedy(samples)
-        text = b"".join(self._vocabulary[token] for token in tokens).decode("utf-8", errors="ignore")
-        text = " ".join(clean(text.replace("\u2581", " "))[0].split())
-        return text if log_probability >= _LEAST_LOG_PROBABILITY and is_plausible(text) else ""
 
     def _spoken(
         self, blocks: Iterable[tuple[float, np.ndarray]], longest_s: float
@@ -131,33 +126,6 @@ class Recogniser:
             cutter.add(samples)
             yield from cutter.cut(longest, final=False)
         yield from cutter.cut(longest, final=True)
-
-    def _greedy(self, samples: np.ndarray) -> tuple[list[int], float]:
-        """The most likely token after each other until the end mark, and their mean log probability.
-
-        Encoder: samples (1, n) to states (1, about n / 384, 288). Decoder: one token, the states, and per layer keys
-        and values of the tokens before (which grow) and of the states (which its first call computes).
-        """
-        import numpy as np
-
-        mask = np.ones((1, len(samples)), np.int64)
-        states = self._encoder.run(None, {"input_values": samples[None], "attention_mask": mask})[0]
-        past: dict[str, Any] = {name: np.zeros(shape, np.float32) for name, shape in self._empty.items()}
-        fixed = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
-        tokens, total = [_START], 0.0
-        for step in range(min(_MOST_TOKENS, math.ceil(_TOKENS_PER_S * len(samples) / RATE) + 2)):
-            given = {"input_ids": np.array([tokens[-1:]], np.int64), "use_cache_branch": np.array([step > 0])}
-            logits, *present = self._decoder.run(None, {**fixed, **given, **past})
-            scores = logits[0, -1].astype(np.float64)
-            token = int(scores.argmax())
-            total -= float(np.log(np.exp(scores - scores[token]).sum()))
-            tokens.append(token)
-            if token == _END:
-                break
-            for name, value in zip(self._outputs[1:], present, strict=True):
-                if step == 0 or ".decoder." in name:
-                    past[name.replace("present", "past_key_values")] = value
-        return [token for token in tokens[1:] if token != _END], total / (len(tokens) - 1)
 
 
 class _Cutter:
@@ -242,29 +210,11 @@ def is_plausible(text: str) -> bool:
     return len(words) < 8 or 4 * len(set(words)) > len(words)
 
 
-def _session(path: Path, threads: int) -> Any:
+def session(path: Path, threads: int) -> Any:
+    """The model at `path` on onnxruntime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4  # it writes warnings about the files to stderr
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def _vocabulary(data: bytes) -> list[bytes]:
-    """Tokens by id: each is its length in bytes (from 128 on in two: the low seven bits, then the rest) and its bytes.
-
-    Marks that are no text become empty.
-    """
-    tokens: list[bytes] = []
-    at = 0
-    while at < len(data):
-        length = data[at]
-        at += 1
-        if length > 127:
-            length += (data[at] - 1) * 128
-            at += 1
-        token = data[at : at + length]
-        tokens.append(b"" if _CONTROL.fullmatch(token) else token)
-        at += length
-    return tokens

@@ -1,4 +1,4 @@
-"""Sound: what is said in it, cut at silences, with times; else the words of its name and tags."""
+"""Sound: what is said in it, cut at silences, or its subtitles, with times; else the words of its name and tags."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ...errors import MissingWeights
 from ..base import MediaRef
 from ._container import DEMUXERS, Track, opened, sound, tag_lines, tags
+from ._subtitles import passages, with_subtitles
 from .base import Document, Limits, Reader, Section, file_name, name_words, unreadable
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _GAP_S = 0.2  # a jump in a file's own times that is taken for a pause in the re
 
 
 class AudioReader(Reader):
-    """One section per stretch of speech, of modality `audio`; the file's tags are a section of their own.
+    """One section per stretch of speech or passage of subtitles, of modality `audio`; the file's tags are one too.
 
     Where nobody speaks, or the speech model is not here, the words of the file name and tags stand for it.
     """
@@ -47,14 +48,18 @@ def document(container: Any, uri: str, mime: str, limits: Limits) -> Document:
     known = tags(container)
     if not track.end_s:
         raise unreadable(uri, "holds no sound that can be decoded", "Copy it again, or save it anew.")
-    sections = [_spoken(stretch, uri, mime) for stretch in said]
+    said, lines, captions = with_subtitles(container, said, limits)
+    sections = [_timed(stretch, uri, mime, "speech") for stretch in said]
+    sections += [_timed(stretch, uri, mime, "subtitles") for stretch in passages(lines, _LONGEST_S)]
+    sections.sort(key=lambda section: (section.start_s or 0.0, section.end_s or 0.0))
+    end_s = max([track.end_s, *(section.end_s or 0.0 for section in sections)])
     if not sections:
         text = "\n".join(filter(None, (name_words(uri), tag_lines(known))))
-        media = MediaRef(uri, mime, start_s=0.0, end_s=round(track.end_s, 2))
+        media = MediaRef(uri, mime, start_s=0.0, end_s=round(end_s, 2))
         sections = [Section(text, "audio", media=media, start_s=0.0, end_s=media.end_s, meta={"named": True})]
     elif known:
         sections = [Section(tag_lines(known) + "\n\n", "audio", media=MediaRef(uri, mime)), *sections]
-    meta = {"stripped": 0, "seconds": round(track.end_s, 2), **notes(missing, track)}
+    meta = {"stripped": 0, "seconds": round(end_s, 2), **notes(missing, track, captions)}
     return Document(uri, known.get("title") or file_name(uri), mime, tuple(sections), meta)
 
 
@@ -146,7 +151,7 @@ def _damage(track: Track) -> str:
     return "it is damaged; what could be decoded was read." if track.damaged else ""
 
 
-def _spoken(stretch: Stretch, uri: str, mime: str) -> Section:
+def _timed(stretch: Stretch, uri: str, mime: str, how: str) -> Section:
     media = MediaRef(uri, mime, start_s=stretch.start_s, end_s=stretch.end_s)
-    meta = {"speech": True}
+    meta = {how: True}
     return Section(f"{stretch.text}\n", "audio", media=media, start_s=media.start_s, end_s=media.end_s, meta=meta)

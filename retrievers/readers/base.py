@@ -45,8 +45,10 @@ class Limits:
         max_xml: bytes of one XML part that is read as a whole.
         max_rows: rows of all tables of a file, or records; what comes after is not read, and the text says so.
         max_values: cells of tables, values of a data file.
+        max_pictures: pictures inside a document whose own text is recognised; of others, only the words around them.
         weights: folder of the pulled models; None where there are none.
         speech: the model that recognises speech; `"none"` for not at all.
+        tags: the models that name what pictures show, if there is a folder of weights; `"none"` for not at all.
     """
 
     max_bytes: int = 64_000_000
@@ -63,8 +65,10 @@ class Limits:
     max_xml: int = 32_000_000
     max_rows: int = 50_000
     max_values: int = 1_000_000
+    max_pictures: int = 50
     weights: Path | None = None
     speech: str = "none"
+    tags: str = "image_tags"
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,10 @@ class Section:
             `named`: there was no text, the words are those of the file name; `hidden`, `notes`: a hidden slide, the
             notes of a slide; `rows`: the first and last row, record or line that a block of a table holds; `line`: the
             number of its first line in a file of code, from 1, where an item gains `last_line`; `chapter`, `cell`:
-            its place in a book or notebook, from 1; `cut`: it says which limit ended the reading).
+            its place in a book or notebook, from 1; `picture`: the number of a picture inside a document, from 1, with
+            the words that belong to it; `cut`: it says which limit ended the reading; `tags`: what a picture or key
+            frame shows, `[[name, how sure], …]`; `taken`, `latitude`, `longitude`: when and where a picture was taken,
+            as its file says, the time without a `Z` where it does not say of which zone).
     """
 
     text: str

@@ -173,7 +173,10 @@ def _text_kind(head: bytes, uri: str) -> str:
         return "text/markdown"
     if _HTML_START.match(text):
         return "text/html"
-    from . import code, data, mail, table
+    from . import _subtitles, code, data, mail, table
+
+    if subtitles := _subtitles.kind_of(text):
+        return subtitles
 
     if language := code.language_of(text, uri):
         return language

@@ -1,7 +1,8 @@
 """EPUB books: their chapters in the order of the spine, each read as HTML is.
 
 A chapter without a heading of its own begins with its title in the table of contents. `chapter` in `meta` is its
-place in the spine, from 1. The table of contents is not read as text; of pictures, only their alternative text is.
+place in the spine, from 1. The table of contents is not read as text; of pictures, only their alternative text and
+captions are.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote
 
 from ... import progress
+from ._pictures import Pictures
 from ._rows import one_cell
 from ._zip import EPUB, opened_zip, read_part
 from .base import Document, Limits, Reader, Section, file_name, parsing, unreadable
@@ -50,6 +52,7 @@ class _Book:
         self._archive = archive
         self._uri = uri
         self._limits = limits
+        self._pictures = Pictures(uri, limits)
         self.stripped = 0
         if _ENCRYPTION in archive.namelist() and self._is_locked():
             raise unreadable(uri, "is encrypted (DRM)", "Give a copy without protection.")
@@ -75,14 +78,14 @@ class _Book:
         if not content.getvalue().strip():
             return
         source, stripped = read_text(content, self._uri, stated_charset(content))
-        _, sections, more = sections_of(source)
+        _, sections, more = sections_of(source, self._uri, self._limits, self._pictures)
         self.stripped += stripped + more
         if listed and sections and not any(section.headings for section in sections):
             first = replace(sections[0], text=f"# {listed}\n\n{sections[0].text}", headings=(listed,))
             sections = (first, *sections[1:])
         for section in sections:
-            text = section.text + "\n\n" if section is sections[-1] else section.text
-            yield replace(section, text=text, meta={"chapter": number})
+            text = section.text.rstrip("\n") + "\n\n" if section is sections[-1] else section.text
+            yield replace(section, text=text, meta={**section.meta, "chapter": number})
 
     def _contents(self) -> dict[str, str]:
         """The titles of chapters in the table of contents, by the path of their file."""

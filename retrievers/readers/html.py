@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, BinaryIO
 
+from ._pictures import Found, Pictures
 from ._rows import as_table
 from .base import Document, Limits, Reader, Section, by_headings, clean, file_name, one_line, unreadable
 from .text import read_text
@@ -28,6 +29,7 @@ _DEEPEST_LIST = 8
 _MOST_COLUMNS = 100
 _MOST_SPANNED = 100
 _LONGEST_CELL = 1500
+_FEWEST_WORDS = 4  # of a picture outside a figure; shorter ones name icons and portraits
 _GAPS = ("", " ", "\n", "\n\n")
 
 
@@ -38,7 +40,7 @@ class HTMLReader(Reader):
 
     def read(self, file: BinaryIO, uri: str, mime: str, limits: Limits) -> Document:
         source, stripped = read_text(file, uri, stated_charset(file))
-        title, sections, more = sections_of(source)
+        title, sections, more = sections_of(source, uri, limits, Pictures(uri, limits))
         if not sections:
             raise unreadable(uri, "has no text that a browser would show", "Save the page with its content.")
         return Document(uri, title or file_name(uri), mime, sections, {"stripped": stripped + more})
@@ -51,17 +53,30 @@ def stated_charset(file: BinaryIO) -> str | None:
     return stated[1].decode("ascii") if stated else None
 
 
-def sections_of(source: str) -> tuple[str, tuple[Section, ...], int]:
+def sections_of(
+    source: str, uri: str, limits: Limits, pictures: Pictures | None = None
+) -> tuple[str, tuple[Section, ...], int]:
     """The title (else the first heading, else nothing) and the sections of a page, none where it shows nothing; and
-    how many invisible characters were removed."""
+    how many invisible characters were removed. With `pictures`, those that are captioned or described have sections of
+    their own, of the words alone: their pixels are in other files, which are not opened.
+
+    Raises:
+        UnreadableFile: it has more than `max_values` tags and attributes, each of which takes a kilobyte to parse.
+    """
     from bs4 import BeautifulSoup
 
+    parts = source.count("<") + source.count("=")
+    if parts > limits.max_values:
+        what = f"has about {parts} tags and attributes, more than `max_values` = {limits.max_values}"
+        raise unreadable(uri, what, "Split the page, or save its text.")
     source = _PROLOG.sub("", source, count=1)
     soup = BeautifulSoup(_closed(source) if "<" in source else f"<p>{source}", "html.parser")
     page = _Page()
     for step, node in _walk(soup, _arranging(soup)):
         page.take(step, node)
     sections, stripped = page.sections()
+    if pictures:
+        sections = tuple(pictures.after(sections, page.pictures))
     named = one_line(soup.title.get_text()) if soup.title else ""
     first = sections[0].headings[0] if sections and sections[0].headings else ""
     return named or first, sections, stripped
@@ -135,6 +150,10 @@ class _Page:
         self.lists: list[int | None] = []  # of open lists: the next number, or None for bullets
         self.literal = 0  # depth of <pre>
         self.bullet = ""  # stands before the next text
+        self.pictures: list[Found] = []
+        self.figure: int | None = None  # the number of its first picture, while a figure is open
+        self.caption: int | None = None  # where its caption begins in `parts`, while it is open
+        self.said = ""  # its caption
 
     def sections(self) -> tuple[tuple[Section, ...], int]:
         return tuple(by_headings("".join(self.parts), self.headings)), self.stripped
@@ -159,6 +178,7 @@ class _Page:
         elif name == "br":
             self.apart("\n")
         elif name == "img":
+            self.see(tag)
             self.write(f" {tag.get('alt', '')} ")
         elif name in ("ul", "ol"):
             self.apart("\n" if self.lists else "\n\n")
@@ -173,6 +193,16 @@ class _Page:
             self.literal += 1
         elif name in _BLOCKS:
             self.apart("\n" if name in _CLOSE else "\n\n")
+        if name == "figure":
+            self.figure, self.said = len(self.pictures), ""
+        elif name == "figcaption":
+            self.caption = len(self.parts)
+
+    def see(self, tag: Any) -> None:
+        """Keep a picture if it stands in a figure, or its words are more than a label."""
+        words = tuple(str(tag.get(name, "")) for name in ("alt", "title"))
+        if self.figure is not None or len(" ".join(words).split()) >= _FEWEST_WORDS:
+            self.pictures.append(Found(self.length, words))
 
     def close(self, tag: Any) -> None:
         name = tag.name
@@ -195,6 +225,12 @@ class _Page:
             self.write(" ")
         elif name in _BLOCKS:
             self.apart("\n" if name in _CLOSE else "\n\n")
+        if name == "figcaption" and self.caption is not None:
+            self.said, self.caption = "".join(self.parts[self.caption :]), None
+        elif name == "figure" and self.figure is not None:
+            inside = self.pictures[self.figure :]
+            self.pictures[self.figure :] = [replace(one, words=(*one.words, self.said)) for one in inside]
+            self.figure = None
 
     def next_bullet(self) -> str:
         number = self.lists[-1] if self.lists else None

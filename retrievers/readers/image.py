@@ -1,4 +1,5 @@
-"""Pictures: the text that can be recognised in them, with its boxes; else the words of the file's name."""
+"""Pictures: the text that can be recognised in them, with its boxes, the file's own caption, and what they show; the
+words of the file's name where there is neither text nor caption."""
 
 from __future__ import annotations
 
@@ -7,11 +8,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from ... import progress
 from ...errors import UnreadableFile
 from ..base import MediaRef
+from ._exif import said_of
 from ._layout import text_of
+from ._tags import noted, seen_in, shows
 from .base import Document, Limits, Reader, Section, file_name, name_words, unreadable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from ...errors import MissingWeights
+    from ._exif import Said
 
 FORMATS = {
     "image/png": "PNG",
@@ -30,23 +36,37 @@ class ImageReader(Reader):
     mimes = frozenset(FORMATS)
 
     def read(self, file: BinaryIO, uri: str, mime: str, limits: Limits) -> Document:
-        from ._ocr import read_picture
-
         image = _opened(file, uri, mime, limits)
         frames = _frames(image, uri, mime) if mime == _PAGED else 1
         if frames > limits.max_pages:
             raise unreadable(uri, f"has {frames} pages, more than `max_pages` = {limits.max_pages}", "Split the file.")
         sections = []
+        untagged: MissingWeights | None = None
         for frame in range(frames):
             progress.step(frame, frames, "pages")
             page = frame + 1 if frames > 1 else None
-            text, lines = text_of(read_picture(_decoded(image, frame, uri, limits), limits.ocr_edge))
-            media = MediaRef(uri, mime, page=page)
-            if text:
-                sections.append(Section(text, "image", page, lines=lines, media=media, meta={"ocr": True}))
-            else:
-                sections.append(Section(name_words(uri), "image", page, media=media, meta={"named": True}))
-        return Document(uri, file_name(uri), mime, tuple(sections), {"stripped": 0, "pages": frames})
+            picture = _decoded(image, frame, uri, limits)
+            section, missing = _section(picture, said_of(image), MediaRef(uri, mime, page=page), limits)
+            sections.append(section)
+            untagged = untagged or missing
+        meta = {"stripped": 0, "pages": frames, **noted({}, untagged)}
+        return Document(uri, file_name(uri), mime, tuple(sections), meta)
+
+
+def _section(picture: Image, said: Said, media: MediaRef, limits: Limits) -> tuple[Section, MissingWeights | None]:
+    """A picture as a section: its text first, so that the offsets of its lines hold, then its caption and its tags."""
+    from ._ocr import read_picture
+
+    text, lines = text_of(read_picture(picture, limits.ocr_edge))
+    tags, missing = seen_in(picture, limits)
+    words = [text, said.caption] if text or said.caption else [name_words(media.uri)]
+    meta = {
+        **({"ocr": True} if text else {} if said.caption else {"named": True}),
+        **said.meta,
+        **({"tags": [list(tag) for tag in tags]} if tags else {}),
+    }
+    whole = "\n\n".join(filter(None, (*words, shows(tags))))
+    return Section(whole, "image", media.page, lines=lines, media=media, meta=meta), missing
 
 
 def render(file: BinaryIO, uri: str, mime: str, page: int, edge: int, limits: Limits) -> Image:
@@ -87,14 +107,12 @@ def _frames(image: Any, uri: str, mime: str) -> int:
 
 def _decoded(image: Any, frame: int, uri: str, limits: Limits) -> Image:
     """Frame `frame` as it is meant to be seen: turned as its camera says, on white, eight bits per colour."""
-    from PIL import ImageOps
-
     try:
         if frame:
             image.seek(frame)
             _check_size(image, uri, limits)
         image.load()
-        upright = ImageOps.exif_transpose(image)
+        upright = _upright(image)
         if upright.mode.startswith(("I", "F")):
             low, high = cast("tuple[float, float]", upright.getextrema())
             scale = 255 / max(high - low, 1e-6)
@@ -106,6 +124,15 @@ def _decoded(image: Any, frame: int, uri: str, limits: Limits) -> Image:
         raise
     except Exception as error:  # as above
         raise _damaged(uri, image.get_format_mimetype() or "") from error
+
+
+def _upright(image: Image) -> Image:
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # as above, but it only says how the camera was held
+        return image
 
 
 def _on_white(layer: Image) -> Image:

@@ -55,7 +55,7 @@ class MailReader(Reader):
     def read(self, file: BinaryIO, uri: str, mime: str, limits: Limits) -> Document:
         with parsing(uri, "mail message"):
             message = BytesParser(policy=policy.compat32).parse(file)
-            letter = _Letter(message)
+            letter = _Letter(message, uri, limits)
             sections = tuple(letter.sections())
         if not letter.says_something:
             raise unreadable(uri, "has neither subject nor text", "Save the message with its content.")
@@ -64,7 +64,8 @@ class MailReader(Reader):
 
 
 class _Letter:
-    def __init__(self, message: Message) -> None:
+    def __init__(self, message: Message, uri: str, limits: Limits) -> None:
+        self._uri, self._limits = uri, limits
         self.stripped = 0
         self.subject = self._header(message, "Subject")
         self._headers = [(name, self._header(message, name)) for name in _SHOWN]
@@ -82,7 +83,7 @@ class _Letter:
         pages: tuple[Section, ...] = ()
         if not body:
             for part in self._html:
-                _, found, more = sections_of(self._decoded(part))
+                _, found, more = sections_of(self._decoded(part), self._uri, self._limits)
                 pages += found
                 self.stripped += more
         self.says_something = self.says_something or bool(body or pages)

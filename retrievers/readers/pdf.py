@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from dataclasses import dataclass, replace
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
-from unicodedata import normalize
 
 import regex
 
 from ... import progress
-from ..base import Box, MediaRef
-from ._layout import Row, Word, reading_order, text_of, union, with_cells
-from .base import Document, Limits, Reader, Section, clean, file_name, name_words, one_line, unreadable
+from ..base import MediaRef
+from ._cells import with_cells
+from ._layout import Row, reading_order, text_of, union
+from ._pdf_text import Layer, image_boxes, rules, text_layer
+from ._pdf_watch import check
+from ._pictures import CAPTION, Found, Pictures
+from ._table_blocks import carried, in_blocks
+from ._tables import with_tables
+from .base import Document, Limits, Reader, Section, file_name, name_words, one_line, unreadable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..base import Modality
+    from ..base import Box, Modality
 
 PDF = "application/pdf"
 _pdfium = threading.RLock()  # the library is not safe for threads, not even on two documents
-_HYPHEN = "\x02"  # what the library gives for a hyphen at the end of a line
-_LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "ft", "ﬆ": "st"})
-_SPECK = 0.001  # of the page's height: text that small is not meant for readers
 _MARGIN = 0.09  # of the page's height: where headers and footers stand
 _RUNNING_PAGES = 3
-_MOST_OBJECTS = 20_000
-_MOST_RULES = 1000
 _FINEST = 300 / 72  # pixels per point
 _FEW = 20  # characters: a text layer with fewer says nothing about what the page shows
 _STAMP = 200  # characters: as much as a header or footer that was stamped on a scan
 _NO_TITLE = regex.compile(r"(?i)^(?:untitled|microsoft word\b.*|slide \d+|.*\.(?:docx?|pptx?|xlsx?|indd|tex|dvi|qxd))$")
 _HEADING = 1.15  # of the size of body text
 _LONGEST_HEADING = 120
+_NEAR = 0.06  # of the page's height: from a picture to its caption
+_LONGEST_CAPTION = 6  # rows
 
 
 class PDFReader(Reader):
@@ -51,6 +52,7 @@ class PDFReader(Reader):
         data = file.read()
         if b"%%EOF" not in data[-2048:] and b"startxref" not in data[-2048:]:
             raise unreadable(uri, "is a truncated PDF, its end is missing", "Copy or download the file again.")
+        check(data, uri, 1, limits.max_pages)
         with _opened(data, uri) as pdf:
             count = _count(pdf)
             if count > limits.max_pages:
@@ -58,9 +60,11 @@ class PDFReader(Reader):
                     uri, f"has {count} pages, more than `max_pages` = {limits.max_pages}", "Split the file."
                 )
             title = _title(pdf)
-            pages = _without_running([_page(pdf, number, count, uri, limits) for number in range(1, count + 1)])
+            pages = _with_heads(
+                _without_running([_page(pdf, number, count, uri, limits) for number in range(1, count + 1)])
+            )
         stripped = sum(page.stripped for page in pages)
-        sections = tuple(_sections(pages, uri))
+        sections = tuple(_sections(pages, uri, Pictures(uri, limits)))
         if not sections:
             raise unreadable(uri, "has no text and no picture on any page", "Remove it, or give a file with content.")
         return Document(uri, title or file_name(uri), mime, sections, {"stripped": stripped, "pages": count})
@@ -72,6 +76,7 @@ def render(data: bytes, uri: str, page: int, edge: int) -> Image:
     Raises:
         UnreadableFile: not a readable PDF, or it has no such page.
     """
+    check(data, uri, page, page)
     with _opened(data, uri) as pdf:
         count = _count(pdf)
         if not 1 <= page <= count:
@@ -82,13 +87,15 @@ def render(data: bytes, uri: str, page: int, edge: int) -> Image:
 
 @dataclass(frozen=True)
 class _Page:
-    """What one page holds: `rows` in reading order, `ocr` if they were recognised, `pictured` if an image is on it."""
+    """What one page holds: `rows` in reading order, `ocr` if they were recognised, `pictured` if an image is on it, and
+    where those stand that may have a caption."""
 
     number: int
     rows: list[Row]
     ocr: bool
     pictured: bool
     stripped: int
+    pictures: tuple[Box, ...] = ()
 
 
 @contextmanager
@@ -140,177 +147,28 @@ def _title(pdf: Any) -> str:
 def _page(pdf: Any, number: int, count: int, uri: str, limits: Limits) -> _Page:
     progress.step(number - 1, count, "pages")
     with _loaded(pdf, number, uri) as page:
-        layer = _text_layer(page)
+        layer = text_layer(page)
         images = _image_share(page) if layer.letters < _STAMP else 0.0
         picture = _picture(page, _ocr_edge(page, limits)) if _says_little(page, layer, images) else None
-        rules = _rules(page) if layer.words else []
-    rows = reading_order(with_cells(layer.words, rules))
+        drawn = rules(page) if layer.words else []
+        pictures = tuple(image_boxes(page)) if layer.words else ()
+    rows = with_tables(reading_order(with_cells(layer.words, drawn)))
     if picture is not None:
         from ._ocr import read_picture
 
         seen = read_picture(picture, limits.ocr_edge)
         if layer.garbled or sum(len(row.text) for row in seen) > layer.letters:
             return _Page(number, seen, True, images > 0, 0)
-    return _Page(number, rows, False, images > 0, layer.stripped)
+    return _Page(number, rows, False, images > 0, layer.stripped, pictures)
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """The text layer: words in the order of the file, letters in them, invisible characters removed, and whether its
-    codes have no meaning (a font without a map to Unicode)."""
-
-    words: list[Word]
-    letters: int
-    stripped: int
-    garbled: bool
-
-
-def _says_little(page: Any, layer: _Layer, images: float) -> bool:
+def _says_little(page: Any, layer: Layer, images: float) -> bool:
     """Whether the page must be looked at because its text layer does not say what it shows."""
     if layer.garbled:
         return True
     if layer.letters >= _STAMP or (layer.letters >= _FEW and images < 0.5):
         return False
     return images > 0 or _draws(page)
-
-
-def _text_layer(page: Any) -> _Layer:
-    with closing(page.get_textpage()) as text:
-        place = _placing(page)
-        words: list[Word] = []
-        stripped = letters = unknown = 0
-        for run in _runs(text, place):
-            string, lost = clean(normalize("NFC", "".join(run.characters).translate(_LIGATURES)))
-            string = " ".join(string.split())
-            stripped += lost
-            word = _word(text, run, string, place)
-            if word is not None:
-                words.append(word)
-                letters += len(string)
-                unknown += sum(c == "\ufffd" or "\ue000" <= c <= "\uf8ff" for c in string)
-    return _Layer(words, letters, stripped, unknown > 0.3 * max(letters, 1))
-
-
-@dataclass
-class _Run:
-    """Characters that stand next to each other on the page, being collected."""
-
-    first: int
-    turned: bool
-    box: Box
-    characters: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Placing:
-    """From page space (points, origin bottom left, before rotation) to what is shown (points, origin top left)."""
-
-    a: float
-    b: float
-    c: float
-    d: float
-    e: float
-    f: float
-    width: float
-    height: float
-    rotation: float
-
-    def box(self, left: float, bottom: float, right: float, top: float) -> Box:
-        xs = self.a * left + self.c * bottom + self.e, self.a * right + self.c * top + self.e
-        ys = self.b * left + self.d * bottom + self.f, self.b * right + self.d * top + self.f
-        return min(xs), min(ys), max(xs), max(ys)
-
-
-def _placing(page: Any) -> _Placing:
-    import pypdfium2.raw as raw
-
-    width, height = page.get_width(), page.get_height()
-    fine = 1000  # the library answers in whole pixels
-
-    def shown(x: float, y: float) -> tuple[float, float]:
-        across, down = ctypes.c_int(), ctypes.c_int()
-        size = max(1, round(width * fine)), max(1, round(height * fine))
-        raw.FPDF_PageToDevice(page, 0, 0, *size, 0, x, y, across, down)
-        return across.value / fine, down.value / fine
-
-    (e, f), (ax, ay), (cx, cy) = shown(0, 0), shown(1000, 0), shown(0, 1000)
-    turn = math.radians(page.get_rotation())
-    return _Placing(
-        (ax - e) / 1000, (ay - f) / 1000, (cx - e) / 1000, (cy - f) / 1000, e, f, max(width, 1), max(height, 1), turn
-    )
-
-
-def _runs(text: Any, place: _Placing) -> Iterator[_Run]:
-    """Words as the file's order, white space and gaps part them; text that is turned keeps its spaces."""
-    import pypdfium2.raw as raw
-
-    code_of, box_of, angle_of = raw.FPDFText_GetUnicode, raw.FPDFText_GetLooseCharBox, raw.FPDFText_GetCharAngle
-    rectangle = raw.FS_RECTF()
-    run: _Run | None = None
-    half = ""
-    for index in range(raw.FPDFText_CountChars(text)):
-        character, half = _character(half, code_of(text, index))
-        if not character or (character.isspace() and (run is None or not run.turned or character in "\r\n")):
-            if run is not None and not half:
-                yield run
-                run = None
-            continue
-        box_of(text, index, rectangle)
-        box = place.box(rectangle.left, rectangle.bottom, rectangle.right, rectangle.top)
-        turned = math.cos(angle_of(text, index) - place.rotation) < 0.95
-        if run is not None and (run.turned != turned or not (turned or _touch(run.box, box))):
-            yield run
-            run = None
-        if run is None:
-            run = _Run(index, turned, box)
-        run.characters.append(character)
-        run.box = union([run.box, box])
-        if character == "-" and code_of(text, index) == ord(_HYPHEN):
-            yield run
-            run = None
-    if run is not None:
-        yield run
-
-
-def _character(half: str, code: int) -> tuple[str, str]:
-    """The character of `code`, or the first half of a surrogate pair kept for the next call."""
-    if 0xD800 <= code < 0xDC00:
-        return "", chr(code)
-    if 0xDC00 <= code < 0xE000 and half:
-        return (half + chr(code)).encode("utf-16", "surrogatepass").decode("utf-16"), ""
-    return {_HYPHEN: "-", "\0": ""}.get(chr(code), chr(code)), ""
-
-
-def _touch(before: Box, box: Box) -> bool:
-    """Whether the character in `box` goes on with the word in `before`."""
-    size = box[3] - box[1]
-    gap = box[0] - before[2]
-    same_line = min(before[3], box[3]) - max(before[1], box[1]) >= 0.4 * min(size, before[3] - before[1])
-    return same_line and -size <= gap <= 0.3 * size
-
-
-def _word(text: Any, run: _Run, string: str, place: _Placing) -> Word | None:
-    """The run as a word; None if nothing of it can be seen: no text, off the page, or smaller than a speck."""
-    import pypdfium2.raw as raw
-
-    matrix = raw.FS_MATRIX()
-    raw.FPDFText_GetMatrix(text, run.first, matrix)
-    size = raw.FPDFText_GetFontSize(text, run.first) * math.hypot(matrix.c, matrix.d)
-    left, top, right, bottom = run.box
-    off = right <= 0 or bottom <= 0 or left >= place.width or top >= place.height
-    if not string or off or size < _SPECK * place.height:
-        return None
-    x0, x1 = (min(max(x / place.width, 0.0), 1.0) for x in (left, right))
-    y0, y1 = (min(max(y / place.height, 0.0), 1.0) for y in (top, bottom))
-    return Word(string, left, top, right, bottom, size, (x0, y0, x1, y1), _is_bold(text, run.first), run.turned)
-
-
-def _is_bold(text: Any, index: int) -> bool:
-    import pypdfium2.raw as raw
-
-    name, flags = ctypes.create_string_buffer(128), ctypes.c_int()
-    raw.FPDFText_GetFontInfo(text, index, name, len(name), flags)
-    return raw.FPDFText_GetFontWeight(text, index) >= 600 or b"bold" in name.value.lower()
 
 
 def _image_share(page: Any) -> float:
@@ -339,26 +197,15 @@ def _ocr_edge(page: Any, limits: Limits) -> int:
     return max(1, int(min(wanted, math.sqrt(limits.max_pixels * long / max(short, 1.0)))))
 
 
-def _rules(page: Any) -> list[Box]:
-    """Boxes of the lines and frames drawn on the page; none where there are so many that it is a drawing."""
-    import pypdfium2.raw as raw
-
-    if raw.FPDFPage_CountObjects(page) > _MOST_OBJECTS:
-        return []
-    place = _placing(page)
-    paths = page.get_objects(filter=[raw.FPDF_PAGEOBJ_PATH], max_depth=1)
-    boxes = [place.box(*path.get_bounds()) for path in paths]
-    return boxes if len(boxes) <= _MOST_RULES else []
-
-
 def _picture(page: Any, edge: int) -> Image:
     scale = edge / max(page.get_width(), page.get_height(), 1.0)
     with closing(page.render(scale=scale)) as bitmap:
         return cast("Image", bitmap.to_pil().convert("RGB"))
 
 
-def _sections(pages: Sequence[_Page], uri: str) -> Iterator[Section]:
-    """Sections of all pages. A heading stays above what follows, also on the next pages, until one of its size."""
+def _sections(pages: Sequence[_Page], uri: str, pictures: Pictures) -> Iterator[Section]:
+    """Sections of all pages, its captioned pictures with each. A heading stays above what follows, also on the next
+    pages, until one of its size."""
     body = _body_size(pages)
     path: list[tuple[float, str]] = []
     for page in pages:
@@ -368,7 +215,8 @@ def _sections(pages: Sequence[_Page], uri: str) -> Iterator[Section]:
                 words = f"{name_words(uri)} {page.number}"
                 yield Section(words, "page", page.number, media=media, meta={"named": True})
             continue
-        groups = [page.rows] if page.ocr else _by_heading(page.rows, body)
+        groups = [page.rows] if page.ocr else [block for g in _by_heading(page.rows, body) for block in in_blocks(g)]
+        made = []
         for index, group in enumerate(groups):
             heading = [] if page.ocr else _heading(group, body)
             if heading:
@@ -379,7 +227,39 @@ def _sections(pages: Sequence[_Page], uri: str) -> Iterator[Section]:
             modality: Modality = "page" if page.ocr else "text"
             meta = {"ocr": True} if page.ocr else {}
             headings = () if page.ocr else tuple(title for _, title in path)
-            yield Section(text, modality, page.number, headings, lines, media, meta=meta)
+            made.append(Section(text, modality, page.number, headings, lines, media, meta=meta))
+        for section in pictures.after(made, list(_captioned(page, made)), page.number):
+            yield replace(section, media=media)
+
+
+def _captioned(page: _Page, sections: Sequence[Section]) -> Iterator[Found]:
+    """The pictures of a page that have a caption closely below or above them."""
+    text = "".join(section.text for section in sections)
+    starts = [n for n, row in enumerate(page.rows) if CAPTION.match(row.text) and not row.cells]
+    for picture in page.pictures:
+        near = [(gap, n) for n in starts if (gap := _distance(page.rows[n].box, picture)) <= _NEAR]
+        if near:
+            _, first = min(near)
+            rows = list(_caption(page.rows[first:]))
+            at = max(0, text.find(rows[0].text))
+            yield Found(at, (text_of(rows)[0],), union([picture, *(row.box for row in rows)]))
+
+
+def _caption(rows: Sequence[Row]) -> Iterator[Row]:
+    """The rows of the caption that begins with the first: they follow it closely, in letters of its size."""
+    yield rows[0]
+    for row, following in pairwise(rows[:_LONGEST_CAPTION]):
+        close = 0 < following.top - row.top <= 1.6 * row.size and abs(row.size - following.size) <= 0.1 * row.size
+        if not close or following.cells or CAPTION.match(following.text):
+            return
+        yield following
+
+
+def _distance(caption: Box, picture: Box) -> float:
+    """How far a caption stands below or above a picture, as a fraction of the page; endless if it is elsewhere."""
+    if min(caption[2], picture[2]) <= max(caption[0], picture[0]):
+        return math.inf
+    return max(caption[1] - picture[3], picture[1] - caption[3], 0.0)
 
 
 def _without_running(pages: list[_Page]) -> list[_Page]:
@@ -399,10 +279,20 @@ def _without_running(pages: list[_Page]) -> list[_Page]:
     return kept
 
 
+def _with_heads(pages: Sequence[_Page]) -> list[_Page]:
+    """Pages that begin inside a table, with its head."""
+    kept: list[_Page] = []
+    for page in pages:
+        goes_on = kept and not page.ocr and not kept[-1].ocr
+        kept.append(replace(page, rows=carried(kept[-1].rows, page.rows, _MARGIN)) if goes_on else page)
+    return kept
+
+
 def _running_key(row: Row) -> tuple[str, int] | None:
-    """What a header or footer has on every page: its words and its height; None for a row further inside."""
+    """What a header or footer has on every page: its words and its height; None for a row further inside or of a table
+    (rows with different numbers, at one height on several pages, are not the same row)."""
     middle = (row.box[1] + row.box[3]) / 2
-    if _MARGIN < middle < 1 - _MARGIN:
+    if row.cells or _MARGIN < middle < 1 - _MARGIN:
         return None
     return regex.sub(r"\d+", "0", row.text), round(100 * middle)
 
@@ -435,7 +325,7 @@ def _heading(group: Sequence[Row], body: float) -> list[Row]:
 def _is_heading(row: Row, body: float) -> bool:
     """Larger than body text, or bold and alone on a short line that is not a sentence."""
     text = row.text
-    if len(text) > _LONGEST_HEADING or "\t" in text or len(regex.findall(r"\p{L}", text)) < 2:
+    if row.cells or len(text) > _LONGEST_HEADING or "\t" in text or len(regex.findall(r"\p{L}", text)) < 2:
         return False
     if row.size >= _HEADING * body:
         return True

@@ -1,17 +1,17 @@
-"""What a passage looks like: its page or image, scaled down and encoded for a viewer."""
+"""What a passage looks like: its page, image or key frame, scaled down; encoded for a viewer, or plain for a model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..base import MediaRef
 from .base import Limits, unreadable
 from .detect import kind_of, opened
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from PIL.Image import Image
 
 _LARGEST_PNG = 400_000
@@ -47,20 +47,49 @@ def picture(
     Raises:
         UnreadableFile: as `read`; or the file is no longer of kind `mime`, or has no such page.
     """
+    media = MediaRef(uri, mime, page, start_s, end_s)
+    shown = _drawn(path, media, max_edge, limits or Limits())
+    return _encoded(shown, lossless=mime != "image/jpeg" and not mime.startswith("video/"))
+
+
+def drawn(media: MediaRef, max_edge: int, limits: Limits | None = None) -> Image:
+    """What `media` shows, upright and in RGB, its longer side at most `max_edge` pixels.
+
+    `media.uri` is **a path on this machine**, which the caller has resolved and allowed: a picture, of which a TIFF has
+    pages; a PDF, page `media.page`; or a video, the key frame of the scene from `media.start_s` to `media.end_s`.
+
+    Raises:
+        UnreadableFile: as `picture`; it names the file without its folder.
+    """
+    path = Path(media.uri)
+    return _drawn(path, replace(media, uri=path.name), max_edge, limits or Limits())
+
+
+def reference(path: Path) -> MediaRef:
+    """What is to be seen in the file at `path`, for `drawn`: the picture, the first page, the first key frame.
+
+    Raises:
+        UnreadableFile: no reader takes the file.
+    """
+    with opened(path, path.name, Limits()) as file:
+        return MediaRef(str(path), kind_of(file, path.name))
+
+
+def _drawn(path: Path, media: MediaRef, max_edge: int, limits: Limits) -> Image:
     from . import image, pdf, video
 
-    limits = limits or Limits()
+    uri, mime = media.uri, media.mime
     with opened(path, uri, limits) as file:
         found = kind_of(file, uri)
         if found != mime:
             raise unreadable(uri, f"was {mime} and is now {found}", "Index it again.")
         if mime == pdf.PDF:
-            return _encoded(pdf.render(file.read(), uri, page or 1, max_edge), lossless=True)
+            return pdf.render(file.read(), uri, media.page or 1, max_edge)
         if mime in image.FORMATS:
-            return _encoded(image.render(file, uri, mime, page or 1, max_edge, limits), lossless=mime != "image/jpeg")
+            return image.render(file, uri, mime, media.page or 1, max_edge, limits)
         if mime in video.VideoReader.mimes:
-            start, end = start_s or 0.0, end_s or start_s or 0.0
-            return _encoded(video.render(file, uri, mime, start, end, max_edge, limits), lossless=False)
+            start_s = media.start_s or 0.0
+            return video.render(file, uri, mime, start_s, media.end_s or start_s, max_edge, limits)
     raise unreadable(uri, f"is {mime}, which cannot be shown as a picture", "Read its text instead.")
 
 

@@ -3,22 +3,27 @@
 Read with python-pptx rather than markitdown, which has slide numbers in comments only and does not tell hidden slides.
 A hidden slide is kept and marked (`hidden` in `meta`): it stands in the list of slides for everyone who opens the file.
 Hidden shapes are left out. Texts follow each other from top to bottom and, at one height, from left to right; the title
-comes first.
+comes first. A picture is found by its alternative text and the text in it (`_pictures`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pptx.oxml import parse_xml
 from pptx.oxml.ns import qn
 from pptx.package import Package
 
 from ... import progress
+from ._pictures import Found, Pictures
 from ._rows import as_table, one_cell
 from ._zip import PPTX, check_xml, opened_zip
 from .base import Document, Limits, Reader, Section, clean, file_name, parsing, unreadable
+
+if TYPE_CHECKING:
+    from ..base import Box
 
 _A = qn("a:")
 _C = qn("c:")
@@ -46,21 +51,24 @@ class SlideReader(Reader):
             if count > limits.max_pages:
                 what = f"has {count} slides, more than `max_pages` = {limits.max_pages}"
                 raise unreadable(uri, what, "Split the file.")
-            deck = _Deck(presentation.slide_height or 1)
+            pictures = Pictures(uri, limits)
+            deck = _Deck(presentation.slide_width or 1, presentation.slide_height or 1, pictures)
             sections = tuple(deck.sections(presentation.slides, count))
             title, _ = one_cell(package.core_properties.title or "")
         if not sections:
             raise unreadable(uri, "has no text on any slide", "Export it as PDF: pictures of text are read there.")
         title = "" if title.lower() in _NO_TITLE else title
         first = sections[0].headings[0] if sections[0].headings else ""
-        return Document(
-            uri, title or first or file_name(uri), mime, sections, {"stripped": deck.stripped, "pages": count}
-        )
+        meta = {"stripped": deck.stripped, "pages": count, **pictures.note}
+        return Document(uri, title or first or file_name(uri), mime, sections, meta)
 
 
 class _Deck:
-    def __init__(self, height: int) -> None:
+    def __init__(self, width: int, height: int, pictures: Pictures) -> None:
+        self._width, self._height = width, height
         self._band = _BAND * height
+        self._pictures = pictures
+        self._found: list[Found] = []
         self.stripped = 0
 
     def sections(self, slides: Any, count: int) -> Iterator[Section]:
@@ -73,8 +81,9 @@ class _Deck:
             meta = {"hidden": True} if slide.element.get("show") in ("0", "false") else {}
             titles, text = self._slide(slide)
             notes = self._notes(slide)
-            if text:
-                yield Section(text + "\n\n" * bool(notes), "text", number, titles, meta=meta)
+            shown = [Section(text + "\n\n" * bool(notes), "text", number, titles, meta=meta)] if text else []
+            for section in self._pictures.after(shown, self._found, number):
+                yield replace(section, meta={**section.meta, **meta})
             if notes:
                 yield Section(
                     f"## {_NOTES}\n\n{notes}", "text", number, (*titles, _NOTES), meta={**meta, "notes": True}
@@ -82,6 +91,7 @@ class _Deck:
 
     def _slide(self, slide: Any) -> tuple[tuple[str, ...], str]:
         """The title of a slide, if it has one, and its text with the title as its first line."""
+        self._found = []
         top = slide.shapes.title
         title = self._line(top.text_frame.text) if top is not None and top.has_text_frame else ""
         shapes = [shape for shape in slide.shapes if top is None or shape.element is not top.element]
@@ -110,7 +120,26 @@ class _Deck:
             else:
                 text = self._diagram(shape.element, part)
             alternative = self._line(properties.get("descr", ""))
+            if pixels := self._pixels(shape.element, part):
+                self._found.append(Found(0, (alternative,), None if depth else self._box(shape), pixels))
             yield from (one for one in (text, alternative) if one)
+
+    @staticmethod
+    def _pixels(element: Any, part: Any) -> bytes:
+        """The bytes of a picture; none where a shape is none, or its picture is not in the file."""
+        fill = next(element.iter(f"{_A}blip"), None)
+        related = None if fill is None else part.rels.get(fill.get(qn("r:embed")))
+        return b"" if related is None or related.is_external else bytes(related.target_part.blob)
+
+    def _box(self, shape: Any) -> Box | None:
+        """Where a shape stands, as fractions of its slide."""
+        edges = shape.left, shape.top, shape.width, shape.height
+        if any(edge is None for edge in edges):
+            return None
+        left, top, width, height = edges
+        across, down = ((left, left + width), self._width), ((top, top + height), self._height)
+        (x0, x1), (y0, y1) = (tuple(min(max(at / size, 0.0), 1.0) for at in places) for places, size in (across, down))
+        return x0, y0, x1, y1
 
     def _place(self, shape: Any) -> tuple[int, int]:
         """Bands from top to bottom, then left to right; what has no place comes last."""

@@ -1,9 +1,10 @@
-"""Video: scenes with the text that can be read in them and what is said in them, each with its times."""
+"""Video: scenes with the text that can be read in them, what is said and shown in them, each with its times."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -13,13 +14,18 @@ from ...errors import MissingExtra, MissingWeights, UnreadableFile
 from ..base import MediaRef
 from ._container import DEMUXERS, Track, opened, pictures, sound, tag_lines, tags, too_many_pixels
 from ._layout import text_of
+from ._subtitles import told_in
+from ._tags import noted, seen_in, shows
 from .audio import document, heard, notes
 from .base import Document, Limits, Reader, Section, file_name, name_words, unreadable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from PIL.Image import Image
 
     from ._speech import Stretch
+    from ._tags import Tag
     from .base import Line
 
 _SHORTEST_S = 1.5
@@ -32,6 +38,16 @@ _SEEN_EDGE = 256  # pixels of what it compares
 _LEAST_GAP_S = 0.5
 _MOST_RATE, _USUAL_RATE = 240.0, 30.0  # frames a second: what is above is the clock of the file, not its rate
 _MOST_DECODED = 1000  # frames from a key frame to the one that is wanted
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What can be read in a key frame, what it shows, and the models that the latter would have taken."""
+
+    text: str = ""
+    lines: tuple[Line, ...] = ()
+    tags: Sequence[Tag] = ()
+    missing: MissingWeights | None = None
 
 
 class VideoReader(Reader):
@@ -54,16 +70,20 @@ class VideoReader(Reader):
         said, ears, missing = _heard(file, uri, mime, limits)
         end_s = round(max(track.end_s, ears.end_s if ears else 0.0), 2)
         spans = _parts(cuts, end_s, limits)
-        spoken = _by_scene(said, [start for start, _ in spans])
+        told, captions = told_in(file, uri, mime, said, limits)
+        spoken = _by_scene(told, [start for start, _ in spans])
         sections: list[Section] = []
+        untagged: MissingWeights | None = None
         with opened(file, uri, mime) as container:
             for number, span in enumerate(spans):
                 progress.step(number, len(spans), "scenes")
-                text, lines = _written(container, uri, span, track)
-                sections.append(_scene(text, lines, span, spoken[number], uri, mime))
+                seen = _seen(container, uri, span, track)
+                untagged = untagged or seen.missing
+                sections.append(_scene(seen, span, spoken[number], uri, mime))
         if known:
             sections.insert(0, Section(tag_lines(known) + "\n\n", "video", media=MediaRef(uri, mime)))
-        meta = {"stripped": 0, "seconds": end_s, "scenes": len(spans), **notes(missing, track, ears)}
+        remarks = noted(notes(missing, track, ears, captions), untagged)
+        meta = {"stripped": 0, "seconds": end_s, "scenes": len(spans), **remarks}
         return Document(uri, known.get("title") or file_name(uri), mime, tuple(sections), meta)
 
 
@@ -182,26 +202,29 @@ def _by_scene(said: list[Stretch], starts: list[float]) -> list[list[str]]:
     return words
 
 
-def _written(container: Any, uri: str, span: tuple[float, float], track: Track) -> tuple[str, tuple[Line, ...]]:
-    """What can be read in a scene's key frame; nothing where it cannot be decoded, which `track` remembers."""
+def _seen(container: Any, uri: str, span: tuple[float, float], track: Track) -> _Seen:
+    """What a scene's key frame shows; nothing where it cannot be decoded, which `track` remembers."""
     from ._ocr import read_picture
 
     try:
         picture = _frame(container, uri, *span, track.limits)
     except UnreadableFile:
         track.damaged = True
-        return "", ()
-    return text_of(read_picture(picture, track.limits.ocr_edge))
+        return _Seen()
+    text, lines = text_of(read_picture(picture, track.limits.ocr_edge))
+    return _Seen(text, lines, *seen_in(picture, track.limits))
 
 
-def _scene(
-    written: str, lines: tuple[Line, ...], span: tuple[float, float], said: list[str], uri: str, mime: str
-) -> Section:
-    meta = {name: True for name, there in (("ocr", written), ("speech", said)) if there} or {"named": True}
-    text = "\n\n".join(filter(None, (written, " ".join(said)))) or name_words(uri)
+def _scene(seen: _Seen, span: tuple[float, float], said: list[str], uri: str, mime: str) -> Section:
+    meta: dict[str, Any] = {name: True for name, there in (("ocr", seen.text), ("speech", said)) if there}
+    meta = meta or {"named": True}
+    if seen.tags:
+        meta["tags"] = [list(tag) for tag in seen.tags]
+    words = list(filter(None, (seen.text, " ".join(said)))) or [name_words(uri)]
+    text = "\n\n".join(filter(None, (*words, shows(seen.tags))))
     start_s, end_s = span
     media = MediaRef(uri, mime, start_s=start_s, end_s=end_s)
-    return Section(f"{text}\n\n", "video", lines=lines, media=media, start_s=start_s, end_s=end_s, meta=meta)
+    return Section(f"{text}\n\n", "video", lines=seen.lines, media=media, start_s=start_s, end_s=end_s, meta=meta)
 
 
 def _frame(container: Any, uri: str, start_s: float, end_s: float, limits: Limits) -> Image:

@@ -2,15 +2,16 @@
 
 Read from the XML that python-docx opens: markitdown shows hidden text and drops the numbers of headings, and
 python-docx's own paragraphs leave out tracked insertions, content controls, text boxes and footnotes. Left out are
-hidden text, tracked deletions, comments, headers and footers (they run on every page), and of pictures all but their
-alternative text. A footnote stands below the paragraph or table that refers to it.
+hidden text, tracked deletions, comments, headers and footers (they run on every page). A picture is found by its
+alternative text, its caption and the text in it (`_pictures`). A footnote stands below the paragraph or table that
+refers to it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 from docx.opc.constants import RELATIONSHIP_TYPE
@@ -20,7 +21,9 @@ from docx.oxml.parser import parse_xml
 
 from ... import progress
 from ._numbering import Numbering, value, whole
+from ._pictures import CAPTION, Found, Pictures
 from ._rows import as_table, one_cell
+from ._styles import Styles
 from ._zip import DOCX, check_xml, opened_zip
 from .base import Document, Limits, Reader, by_headings, clean, file_name, parsing, unreadable
 
@@ -30,6 +33,8 @@ _TEXTS = frozenset((qn("w:t"), qn("m:t")))
 _MARKS = {f"{_W}tab": "\t", f"{_W}ptab": "\t", f"{_W}br": "\n", f"{_W}cr": "\n", f"{_W}noBreakHyphen": "-"}
 _BOX = f"{_W}txbxContent"
 _PICTURE = qn("wp:docPr")
+_FILL = qn("a:blip")
+_EMBEDDED = qn("r:embed")
 _EITHER = "}AlternateContent"
 _NOTES = {f"{_W}footnoteReference": RELATIONSHIP_TYPE.FOOTNOTES, f"{_W}endnoteReference": RELATIONSHIP_TYPE.ENDNOTES}
 _UNSHOWN = frozenset(
@@ -37,10 +42,7 @@ _UNSHOWN = frozenset(
     for name in "del moveFrom delText instrText delInstrText pPr rPr tblPr tblGrid trPr tcPr sectPr rt".split()
 )
 _AROUND = frozenset(f"{_W}{name}" for name in "sdt sdtContent customXml smartTag ins moveTo".split())
-_HEADING = re.compile(r"heading ([1-9])")
 _NO_TITLE = re.compile(r"(?i)word document|untitled|microsoft word\b.*|.*\.docx?")
-_SMALLEST = 2  # half points: nobody can read a letter of this size
-_DEEPEST = 20
 _MOST_COLUMNS = 100
 _LONGEST_CELL = 1500
 _STEP = 500
@@ -61,11 +63,14 @@ class WordReader(Reader):
             word.take(word.body)
             title = word.title or _stated_title(package)
         text = "".join(word.parts)
-        if not text.strip():
+        pictures = Pictures(uri, limits)
+        parts = list(by_headings(text, word.headings)) if text.strip() else []
+        sections = tuple(pictures.after(parts, word.pictures))
+        if not sections:
             raise unreadable(uri, "has no text that is shown", "Save the document with its content.")
         first = word.headings[0][2] if word.headings else ""
-        sections = tuple(by_headings(text, word.headings))
-        return Document(uri, title or first or file_name(uri), mime, sections, {"stripped": word.stripped})
+        meta = {"stripped": word.stripped, **pictures.note}
+        return Document(uri, title or first or file_name(uri), mime, sections, meta)
 
 
 def _stated_title(package: Any) -> str:
@@ -82,6 +87,7 @@ class _Inline:
     parts: list[str] = field(default_factory=list)
     boxes: list[Any] = field(default_factory=list)
     notes: list[tuple[str, str, str]] = field(default_factory=list)  # its mark, its part, its id
+    pictures: list[Any] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -93,7 +99,7 @@ class _Word:
 
     def __init__(self, main: Any) -> None:
         self._main = main
-        self._styles = _Styles(self._part(RELATIONSHIP_TYPE.STYLES))
+        self._styles = Styles(self._part(RELATIONSHIP_TYPE.STYLES))
         self._numbering = Numbering(self._part(RELATIONSHIP_TYPE.NUMBERING))
         self._notes = {name: _notes(self._part(name)) for name in _NOTES.values()}
         self._marks: dict[tuple[str, str], str] = {}
@@ -101,6 +107,9 @@ class _Word:
         self.headings: list[tuple[int, int, str]] = []
         self.title = ""
         self.stripped = 0
+        self.pictures: list[Found] = []
+        self._uncaptioned = 0  # so many of the last pictures may have their caption in the next paragraph
+        self._caption = ""  # the paragraph before, if it is a caption by its style
         self._length = 0
         self._blocks = 0
         self._in_list = False
@@ -133,6 +142,8 @@ class _Word:
         self._blocks += 1
         if self._blocks % _STEP == 0:
             progress.step(self._blocks, None, "paragraphs")
+        if not len(node):
+            return
         style = self._styles.of(node)
         inline = _Inline()
         self._inline(node, inline, style)
@@ -148,9 +159,31 @@ class _Word:
         elif text.strip():
             item = f"{'  ' * depth}{mark} {text}" if mark else text
             self._write(item, in_list=bool(mark))
+        self._take_pictures(inline, text, style)
         self._write_notes(inline)
         for box in inline.boxes:
             self.take(box)
+
+    def _take_pictures(self, inline: _Inline, text: str, style: str) -> None:
+        """Keep the pictures of a paragraph, with the caption that stands above or below them."""
+        is_caption = self._styles.name(style) == "caption"
+        if text.strip() and (is_caption or CAPTION.match(text)) and self._uncaptioned:
+            last = self.pictures[-self._uncaptioned :]
+            self.pictures[-self._uncaptioned :] = [replace(one, words=(*one.words, text)) for one in last]
+            self._uncaptioned, is_caption = 0, False
+        found = [Found(self._length, (node.get("descr") or "",), pixels=self._pixels(node)) for node in inline.pictures]
+        if found and self._caption:
+            found = [replace(one, words=(*one.words, self._caption)) for one in found]
+        if found or text.strip():
+            self._uncaptioned = 0 if self._caption else len(found)
+            self._caption = text if is_caption and not found else ""
+        self.pictures += found
+
+    def _pixels(self, picture: Any) -> bytes:
+        """The bytes of the picture that `picture` describes; none where they are not in the file."""
+        fill = next(iter(picture.getparent().iter(_FILL)), None)
+        rel = None if fill is None else self._main.rels.get(fill.get(_EMBEDDED))
+        return b"" if rel is None or rel.is_external else bytes(rel.target_part.blob)
 
     def _mark(self, node: Any, style: str) -> tuple[str, int]:
         """The bullet or number of a paragraph, and how deep in its list it is."""
@@ -175,8 +208,9 @@ class _Word:
             elif tag == _BOX:
                 into.boxes.append(node)
             elif tag == _PICTURE:
-                if node.get("hidden") not in ("1", "true") and node.get("descr"):
-                    into.parts.append(f" {node.get('descr')} ")
+                if node.get("hidden") not in ("1", "true"):
+                    into.pictures.append(node)
+                    into.parts.append(f" {node.get('descr')} " if node.get("descr") else "")
             else:
                 self._inline(_shown_half(node) if tag.endswith(_EITHER) else node, into, style)
 
@@ -208,6 +242,7 @@ class _Word:
         texts = self._spread(rows, inline)
         if texts:
             self._write(as_table(texts, header=_has_header(node)))
+        self._take_pictures(inline, " ".join(filter(None, texts[0])) if texts else "", "")
         self._write_notes(inline)
 
     def _spread(self, rows: Sequence[Sequence[Any]], inline: _Inline) -> list[list[str]]:
@@ -239,7 +274,7 @@ class _Word:
         parts = []
         for paragraph in cell.iter(f"{_W}p"):
             style = self._styles.of(paragraph)
-            own = _Inline(notes=inline.notes)
+            own = _Inline(notes=inline.notes, pictures=inline.pictures)
             self._inline(paragraph, own, style)
             mark, _ = self._mark(paragraph, style)
             if own.text.strip():
@@ -260,96 +295,6 @@ class _Word:
         self.parts += [gap, text]
         self._length += len(gap) + len(text)
         self._in_list = in_list
-
-
-class _Styles:
-    """What paragraphs and runs inherit from their styles."""
-
-    def __init__(self, root: Any) -> None:
-        found = () if root is None else root.iterfind(f"{_W}style")
-        self._styles = {node.get(f"{_W}styleId", ""): node for node in found}
-        default = (
-            id
-            for id, node in self._styles.items()
-            if node.get(f"{_W}default") == "1" and node.get(f"{_W}type") == "paragraph"
-        )
-        self._default = next(default, "")
-        self._hiding: dict[str, bool | None] = {}
-
-    def of(self, paragraph: Any) -> str:
-        """The id of a paragraph's style."""
-        properties = paragraph.find(f"{_W}pPr")
-        return (value(properties, "pStyle") if properties is not None else "") or self._default
-
-    def level(self, paragraph: Any, style: str) -> int | None:
-        """The level of a heading, 0 for the title of the document; None for other paragraphs."""
-        own = paragraph.find(f"{_W}pPr/{_W}outlineLvl")
-        if own is not None:
-            return _outline(own)
-        for node in self._chain(style):
-            name = value(node, "name").lower()
-            if name == "title":
-                return 0
-            if match := _HEADING.fullmatch(name):
-                return int(match[1])
-            outline = node.find(f"{_W}pPr/{_W}outlineLvl")
-            if outline is not None:
-                return _outline(outline)
-        return None
-
-    def list_of(self, paragraph: Any, style: str) -> tuple[str, int]:
-        """The list that a paragraph belongs to (empty: none) and its depth there."""
-        for node in (paragraph, *self._chain(style)):
-            properties = node.find(f"{_W}pPr/{_W}numPr")
-            if properties is not None:
-                number = value(properties, "numId")
-                if number or node is paragraph:
-                    return ("" if number == "0" else number), whole(value(properties, "ilvl"))
-        return "", 0
-
-    def hides(self, run: Any, style: str) -> bool:
-        """Whether a run is hidden: it or its styles say so, or its letters are too small to see."""
-        properties = run.find(f"{_W}rPr")
-        if properties is not None:
-            own = _is_hiding(properties)
-            if own is not None:
-                return own
-            if character := value(properties, "rStyle"):
-                style_hides = self._style_hides(character)
-                if style_hides is not None:
-                    return style_hides
-        return bool(self._style_hides(style))
-
-    def _style_hides(self, style: str) -> bool | None:
-        if style not in self._hiding:
-            said = (_is_hiding(node.find(f"{_W}rPr")) for node in self._chain(style))
-            self._hiding[style] = next((one for one in said if one is not None), None)
-        return self._hiding[style]
-
-    def _chain(self, style: str) -> Iterator[Any]:
-        """The style and those it is based on."""
-        for _ in range(_DEEPEST):
-            node = self._styles.get(style)
-            if node is None:
-                return
-            yield node
-            style = value(node, "basedOn")
-
-
-def _is_hiding(properties: Any) -> bool | None:
-    """What the properties of a run say about being seen; None if they say nothing."""
-    if properties is None:
-        return None
-    size = value(properties, "sz")
-    if size and whole(size) <= _SMALLEST:
-        return True
-    vanish = properties.find(f"{_W}vanish")
-    return None if vanish is None else vanish.get(_VAL, "1") not in ("0", "false", "off")
-
-
-def _outline(node: Any) -> int | None:
-    level = whole(node.get(_VAL)) + 1
-    return level if 1 <= level <= 9 else None
 
 
 def _element(part: Any) -> Any:

@@ -1,7 +1,8 @@
 """One collection that stays reachable: on Milvus Lite in the library's folder, whoever holds it, or on a server.
 
-The folder has `store.json` (the collection's name, which no text of a user ever enters, its spaces, and what its
-backend was seen to do), and the lock files by which writers, and creators of the collection, take turns.
+The folder has a description of each of its collections, such as `store.json` (the collection's name, which no text of
+a user ever enters, its spaces, and what its backend was seen to do), and the lock files by which writers, and creators
+of collections, take turns.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,26 +20,24 @@ from uuid import uuid4
 from ...errors import BadInput, StoreError, Unsupported
 from . import lite
 from .capabilities import Capabilities, probed
-from .filters import FACETS
-from .lexicon import LEXICAL
+from .layouts import TENANT
 from .lite import backend_errors, is_gone
-from .rows import LIMITS, METRICS, check_spaces, flag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from ..base import Space
+    from .layouts import Layout
 
 FORMAT = 2
 LITE = "milvus.db"
 """The Milvus Lite folder inside the library's folder."""
 
-DESCRIPTION = "store.json"
 LOCK_S = 60.0
 _DIAL_S = 10.0
 
 _URI = re.compile(r"(https?|tcp)://[^\s/]+(/\S*)?")
+_SHARED = re.compile(r"[A-Za-z_]\w{0,59}", re.ASCII)
 _REPLACED = ("does not exist", "can't find collection", "collection not found")
 _FULL = ("No space left", "Errno 28", "File too large", "Errno 27")
 _REBUILD = "Build the library anew: `triptych index --rebuild PATH…`."
@@ -48,42 +47,52 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Description:
-    """What `store.json` says.
+    """What the file beside a collection says of it.
 
     Attributes:
         collection: its name in the backend.
         spaces: name, dim and metric of each.
         lexical: whether rows have the field of that name: the backend had sparse vectors when the collection was made.
         backend: what the backend was seen to do.
+        tenant: `""`, or the random name of this library's rows in a collection that others share.
     """
 
     collection: str
     spaces: list[list[Any]]
     lexical: bool
     backend: Capabilities
+    tenant: str = ""
 
 
 class Connection:
-    """The collection of the library in `folder`. Opened by the first call; safe from many threads.
+    """A collection of the library in `folder`. Opened by the first call; safe from many threads.
 
     Args:
-        folder, spaces, uri, token, dense_index: as for `MilvusStore`.
+        layout: what the collection looks like.
+        folder, uri, token, shared, dense_index: as for `MilvusStore`.
 
     Raises:
-        BadInput: a space that cannot be a field, or a URI that no server has.
+        BadInput: a URI that no server has, or a shared collection that has no good name or no server.
     """
 
-    def __init__(self, folder: Path, spaces: Sequence[Space], uri: str, dense_index: str, token: str = "") -> None:
-        check_spaces(spaces)
+    def __init__(
+        self, folder: Path, layout: Layout, uri: str, dense_index: str, token: str = "", shared: str = ""
+    ) -> None:
+        if shared and not (uri and _SHARED.fullmatch(shared)):
+            raise BadInput(
+                f"Libraries cannot share the collection `{shared}`{'' if uri else ' without a server'}.",
+                "Set `store_uri`, and give letters, digits and `_`, at most 60.",
+            )
         if uri and not _URI.fullmatch(uri):
             raise BadInput(
                 f"The store's URI is `{_without_password(uri)}`.", "Give `http://HOST:19530` or `https://…`."
             )
         self.folder = folder
         self._found: Description | None = None
-        self._spaces = spaces
+        self._layout = layout
         self._uri = uri
         self._token = token
+        self._shared = shared
         self._dense_index = dense_index
         self._lock = RLock()
         self._writing = Lock()
@@ -93,6 +102,11 @@ class Connection:
     def collection(self) -> str:
         """The collection's name, `""` before there is one."""
         return self._found.collection if self._found else ""
+
+    @property
+    def tenant(self) -> str:
+        """`""`, or what this library's rows are marked with in a shared collection."""
+        return self._described().tenant
 
     @property
     def backend(self) -> Capabilities:
@@ -172,7 +186,7 @@ class Connection:
         hint = "Try again; `triptych status` says what the store has."
         if _says(error, _FULL):
             hint = "Free some disk space and run it again; what was acknowledged is kept."
-        elif "manifest" in reason.lower() or "corrupt" in reason.lower():
+        elif any(sign in reason.lower() for sign in ("manifest", "corrupt", "parquet")):
             hint = _REBUILD
         return StoreError(f"The store could not {what}: {reason}.", hint)
 
@@ -204,7 +218,9 @@ class Connection:
         link = self._dial()
         damaged = old is None
         try:
-            if old is not None:
+            if old is not None and old.tenant:
+                link.client.delete(old.collection, filter=f'{TENANT} == "{old.tenant}"')
+            elif old is not None:
                 link.client.drop_collection(old.collection)
         except backend_errors() as error:
             damaged = True
@@ -214,21 +230,21 @@ class Connection:
             self._let_go(link)
         if damaged and link.holds:
             shutil.rmtree(self.folder / LITE)
-        (self.folder / DESCRIPTION).unlink(missing_ok=True)
+        (self.folder / self._layout.file).unlink(missing_ok=True)
 
     def description(self) -> Description | None:
-        """What the folder's `store.json` says, None where no store was made yet."""
-        path = self.folder / DESCRIPTION
-        if not path.exists():
-            return None
-        try:
-            found = json.loads(path.read_text("utf-8"))
-            version = found.pop("format")
-            if version == FORMAT:
-                return Description(**{**found, "backend": Capabilities(**found["backend"])})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"The store's description `{DESCRIPTION}` is damaged.", _REBUILD) from error
-        raise StoreError(f"The store has format `{version}`, this version reads {FORMAT}.", _REBUILD)
+        """What the folder says of the collection, None where none was made yet."""
+        path = self.folder / self._layout.file
+        return _described_in(path) if path.exists() else None
+
+    def _seen(self, version: str) -> Capabilities | None:
+        """What another collection of the library knows of this backend."""
+        for path in sorted(self.folder.glob("store*.json")):
+            with suppress(StoreError):  # a damaged one is the business of its own collection
+                found = _described_in(path).backend
+                if found.version == version:
+                    return found
+        return None
 
     def _open(self) -> lite.Link:
         self._make_folder()
@@ -285,10 +301,13 @@ class Connection:
             raise StoreError(f"The store was built with other spaces than asked for: `{names}`.", _REBUILD)
 
     def _own_spaces(self) -> list[list[Any]]:
-        return [[space.name, space.dim, space.metric] for space in self._spaces]
+        return [[space.name, space.dim, space.metric] for space in self._layout.spaces]
 
     def _described(self) -> Description:
         self.open()
+        return self._described_now()
+
+    def _described_now(self) -> Description:
         if self._found is None:
             raise StoreError("The store has been erased.", "Open it again.")
         return self._found
@@ -314,9 +333,11 @@ class Connection:
         old = self._found
         if old is not None and old.backend.version == version:
             return
-        backend = probed(client, version)
+        backend = self._seen(version) or probed(client, version)
         if old is None:
-            found = Description(f"items_{uuid4().hex}", self._own_spaces(), backend.sparse, backend)
+            lexical = backend.sparse and self._layout.has_words
+            tenant = uuid4().hex if self._shared else ""
+            found = Description(self._new_name(), self._own_spaces(), lexical, backend, tenant)
         else:
             found = replace(old, backend=backend)
         if not (found.lexical or found.spaces):
@@ -324,28 +345,30 @@ class Connection:
                 f"The Milvus server ({version}) has no sparse vectors, and the library has no others.",
                 "Use Milvus 2.4 or newer, or a library with a dense encoder.",
             )
-        draft = self.folder / f"{DESCRIPTION}.{os.getpid()}"
+        target = self.folder / self._layout.file
+        draft = target.with_name(f"{target.name}.{os.getpid()}")
         draft.write_text(json.dumps({"format": FORMAT, **asdict(found)}), "utf-8")
-        draft.replace(self.folder / DESCRIPTION)
+        draft.replace(target)
         self._found = found
 
-    def _create(self, client: Any) -> None:
-        from pymilvus import DataType
+    def _new_name(self) -> str:
+        if not self._shared:
+            return f"{self._layout.prefix}_{uuid4().hex}"
+        spaces = "_".join(f"{name}_{dim}_{metric}" for name, dim, metric in self._own_spaces())
+        return "_".join(filter(None, (self._shared, self._layout.prefix, spaces)))
 
-        schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
-        for name, size in LIMITS.items():
-            schema.add_field(name, DataType.VARCHAR, max_length=size, is_primary=name == "id")
-        schema.add_field(FACETS, DataType.JSON)
-        index = client.prepare_index_params()
-        if self._found is not None and self._found.lexical:
-            schema.add_field(LEXICAL.name, DataType.SPARSE_FLOAT_VECTOR)
-            index.add_index(LEXICAL.name, index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
-        for space in self._spaces:
-            schema.add_field(space.name, DataType.FLOAT_VECTOR, dim=space.dim)
-            schema.add_field(flag(space), DataType.BOOL)
-            index.add_index(space.name, index_type=self._dense_index, metric_type=METRICS[space.metric])
-        # Strong: bookkeeping and counts see what every process has written. Searches ask for less, see `milvus`.
-        client.create_collection(self.collection, schema=schema, consistency_level="Strong")
+    def _create(self, client: Any) -> None:
+        found = self._described_now()
+        schema, index = self._layout.build(
+            client, found.backend, lexical=found.lexical, shared=bool(found.tenant), dense_index=self._dense_index
+        )
+        try:
+            # Strong: bookkeeping and counts see what every process has written. Searches ask for less, see `table`.
+            client.create_collection(self.collection, schema=schema, consistency_level="Strong")
+        except backend_errors():
+            if not (found.tenant and client.has_collection(self.collection)):
+                raise
+            return  # another library was first
         # Waiting for the index of an empty collection would only cost half a second for each field.
         client.create_index(self.collection, index, sync=False)
 
@@ -369,3 +392,14 @@ def _file_lock(path: Path) -> Iterator[None]:
 
 def _says(error: Exception, signs: tuple[str, ...]) -> bool:
     return any(sign in str(error) for sign in signs)
+
+
+def _described_in(path: Path) -> Description:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        version = found.pop("format")
+        if version == FORMAT:
+            return Description(**{**found, "backend": Capabilities(**found["backend"])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"The store's description `{path.name}` is damaged.", _REBUILD) from error
+    raise StoreError(f"The store has format `{version}`, this version reads {FORMAT}.", _REBUILD)

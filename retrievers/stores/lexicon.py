@@ -29,7 +29,7 @@ from ...errors import StoreError
 from ..base import Space
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 LEXICAL = Space("lexical", "sparse", 0, "bm25")
@@ -50,6 +50,12 @@ INSERT OR IGNORE INTO state VALUES ('items', 0), ('open', 0);
 """
 _ADD = "INSERT INTO terms VALUES (?, ?) ON CONFLICT (term) DO UPDATE SET df = df + excluded.df"
 _QUERY_TERMS = 500
+_VERSION = 1
+
+
+def lacking(space: int) -> int:
+    """What stands among the terms of an item that has no vector of the store's dense space number `space`."""
+    return (1 << 32) + space
 
 
 def dimension(term: str) -> int:
@@ -84,8 +90,7 @@ class Lexicon:
             raise _failed(error) from error
         except sqlite3.DatabaseError:
             # Not a database any more. As derived data it may start empty and ask to be rewritten.
-            for end in ("", "-wal", "-shm"):
-                path.with_name(path.name + end).unlink(missing_ok=True)
+            remove(path)
             self._db = _opened(path)
             self.begin()
         weakref.finalize(self, self._db.close)
@@ -124,6 +129,17 @@ class Lexicon:
         known = self._frequencies(list(counts))
         n = max(self.items, max(known.values(), default=0))
         return {term: counts[term] * math.log(1 + (n - df + 0.5) / (df + 0.5)) for term, df in known.items()}
+
+    def lack(self, space: int) -> bool:
+        """Whether an item may be without a vector of the dense space number `space`."""
+        return self.interrupted or bool(self._frequencies([lacking(space)]))
+
+    def differences(self, counts: Mapping[int, int], items: int) -> int:
+        """How many terms have another frequency here than in `counts`; the number of items counts as one more."""
+        with self._using() as db:
+            known: dict[int, int] = dict(db.execute("SELECT term, df FROM terms").fetchall())
+        off = sum(known.pop(term, 0) != n for term, n in counts.items() if term != _EMPTY)
+        return off + len(known) + (self.items != items)
 
     def _book(self, added: Iterable[Iterable[int]], removed: Iterable[Iterable[int]], *, afresh: bool) -> None:
         delta: Counter[int] = Counter()
@@ -166,12 +182,21 @@ class Lexicon:
                 raise _failed(error) from error
 
 
+def remove(path: Path) -> None:
+    """Take away the file at `path` and those that SQLite put beside it."""
+    for end in ("", "-wal", "-shm"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
+
+
 def _opened(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
     try:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")
         db.executescript(_SCHEMA)
+        if db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:  # it does not count missing vectors yet
+            db.execute("UPDATE state SET value = 1 WHERE key = 'open' AND EXISTS (SELECT 1 FROM terms)")
+            db.execute(f"PRAGMA user_version = {_VERSION}")
     except sqlite3.Error:
         db.close()
         raise
@@ -190,7 +215,10 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 
 def _failed(error: sqlite3.Error) -> StoreError:
+    full = isinstance(error, sqlite3.OperationalError)
     return StoreError(
         f"The store's term statistics cannot be read or written: {error}.",
-        "Check the disk's free space and the folder's rights, then run it again.",
+        "Check the disk's free space and the folder's rights, then run it again."
+        if full
+        else "Run `triptych rebuild`.",
     )

@@ -16,22 +16,23 @@ where it is true. `upsert` with vectors later fills them in; nothing else change
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ...errors import BadInput, StoreError, Unsupported
 from ..base import MODALITIES, Hit, Item, Space, Store, StoreStats, Where
 from ..filters import AllOf
-from ..fusion import RRF_K, best_first, by_rank, by_score
+from ..fusion import RRF_K, by_rank, by_score
 from ..text.analysis import terms
 from .connection import LITE, Connection
-from .filters import expression, quoted
-from .lexicon import LEXICAL, Lexicon
-from .rows import ITEM_FIELDS, METRICS, checked, flag, to_item, to_rows
+from .filters import expression
+from .layouts import Items
+from .lexicon import LEXICAL, Lexicon, remove
+from .rows import ITEM_FIELDS, METRICS, booked, booked_fields, checked, flag, to_item, to_rows
+from .table import BATCH, CALL_S, MAX_K, OWN_WRITES, Leg, Table, batched, parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,29 +41,19 @@ if TYPE_CHECKING:
     from ..base import Route
     from ..fusion import Ranked
 
-__all__ = ["LEXICAL", "LITE", "MilvusStore"]
-
-MAX_K = 16_384
-"""Milvus' own limit of one search."""
+__all__ = ["LEXICAL", "LITE", "MilvusStore", "batched"]
 
 DEPTH = 100
 """Each route of a hybrid search offers at least this many candidates: a small k gets the head of a large one."""
 
+TERMS = "lexicon.sqlite"
+"""The file of term statistics in the library's folder."""
+
 FLUSH_ROWS = 1_000
 """Milvus Lite indexes rows that are not yet in a segment anew for every query, 0.15 ms each."""
 
-_BATCH = 500
-_PAGE = 2_000
-_CALL_S = 120.0
-
-_OWN_WRITES = "Session"
-"""What searches and `get` see on a server: all that this process wrote, and what others wrote a moment ago. Everything
-else asks for the newest state, for which a server waits 0.2 s."""
-
 _LEAST = {"cosine": -1.0, "ip": 0.0}
 """For weighted fusion: inner products below 0 count as 0."""
-
-T = TypeVar("T")
 
 
 class MilvusStore(Store):
@@ -76,6 +67,8 @@ class MilvusStore(Store):
         spaces: the dense spaces of every row, always in the same order.
         uri: `""` for Milvus Lite inside `folder`, else a server (`http://host:19530`).
         token: `user:password` or a key, where the server asks for one.
+        shared: the start of the names of collections on that server that many libraries share, each as a tenant with
+            a random name; `""`: the library has collections of its own.
         dense_index: `"FLAT"` (exact) or another index type of Milvus for the dense fields.
         flush_rows: rows that may wait outside a segment (Milvus Lite only).
     """
@@ -87,14 +80,14 @@ class MilvusStore(Store):
         uri: str = "",
         *,
         token: str = "",
+        shared: str = "",
         dense_index: str = "FLAT",
         flush_rows: int = FLUSH_ROWS,
     ) -> None:
         self.folder = folder
         self.spaces = tuple(spaces)
-        self._connection = Connection(folder, self.spaces, uri, dense_index, token)
-        self._flush_rows = flush_rows
-        self._unflushed = 0
+        self._connection = Connection(folder, Items(self.spaces), uri, dense_index, token, shared)
+        self._table = Table(self._connection, flush_rows)
         self._lexicon: Lexicon | None = None
         self._lexicon_lock = Lock()
 
@@ -105,7 +98,7 @@ class MilvusStore(Store):
         Raises:
             StoreError: there is none, or its description is damaged.
         """
-        found = Connection(folder, (), "", "").description()
+        found = Connection(folder, Items(()), "", "").description()
         if found is None:
             raise StoreError(f"There is no store in `{folder.name}`.", "Name a folder that `save` wrote.")
         return cls(folder, [Space(name, "dense", dim, metric) for name, dim, metric in found.spaces])
@@ -160,14 +153,12 @@ class MilvusStore(Store):
             return
         rows = to_rows(items, self.spaces, vectors, lexical=self.lexical)
         with self._connection.turn():
-            for part in batched(rows.values(), _BATCH):
+            for part in batched(rows.values(), BATCH):
                 self._put(part)
 
     def _put(self, rows: list[dict[str, Any]]) -> None:
-        def put(client: Any, collection: str) -> None:
-            client.upsert(collection, rows, timeout=_CALL_S)
-
-        self._change("add items", put, [row["id"] for row in rows], [row.get(LEXICAL.name, ()) for row in rows])
+        added = [booked(row, self.spaces) for row in rows] if self.lexical else []
+        self._change([row["id"] for row in rows], added, lambda: self._table.put(rows))
 
     def delete(self, where: Where) -> int:
         """Delete what matches; returns how many. An empty `Where` is `BadInput`."""
@@ -175,59 +166,34 @@ class MilvusStore(Store):
             raise BadInput("The filter of `delete` is empty.", "Name ids, documents, modalities or a uri prefix.")
         with self._connection.turn():
             ids = self.ids(where)
-            for part in batched(ids, _BATCH):
+            for part in batched(ids, BATCH):
                 self._remove(part)
         return len(ids)
 
     def _remove(self, ids: list[str]) -> None:
         filter_ = expression(Where(ids=tuple(ids)))
+        self._change(ids, [], lambda: self._table.remove(filter_, len(ids)))
 
-        def remove(client: Any, collection: str) -> None:
-            client.delete(collection, filter=filter_, timeout=_CALL_S)
-
-        self._change("delete items", remove, ids, [])
-
-    def _change(
-        self, what: str, work: Callable[[Any, str], None], ids: Sequence[str], added: Sequence[Iterable[int]]
-    ) -> None:
+    def _change(self, ids: Sequence[str], added: Sequence[Iterable[int]], write: Callable[[], None]) -> None:
         """One write with its booking in the term statistics, where there are any. Only inside a turn."""
-        if self.lexical:
-            self._booked(what, work, ids, added)
-        else:
-            self._write(what, work)
-        self._unflushed += len(ids)
-        if self._unflushed >= self._flush_rows:
-            self._flush()
-
-    def _booked(
-        self, what: str, work: Callable[[Any, str], None], ids: Sequence[str], added: Sequence[Iterable[int]]
-    ) -> None:
+        if not self.lexical:
+            write()
+            return
         lexicon = self._terms()
         if lexicon.interrupted:  # a writer died between its write and its booking
-            lexicon.rewrite(row[LEXICAL.name] for row in self._scan(None, [LEXICAL.name]))
-        removed = [row[LEXICAL.name] for row in self._rows(Where(ids=tuple(ids)), [LEXICAL.name])]
+            lexicon.rewrite(self._dimensions())
+        old = self._table.rows(expression(Where(ids=tuple(ids))), booked_fields(self.spaces))
         lexicon.begin()
-        self._write(what, work)
-        lexicon.commit(added, removed)
+        write()
+        lexicon.commit(added, [booked(row, self.spaces) for row in old])
+
+    def settle(self) -> None:
+        """Flush after many writes, and give a collection that has grown large an index of its dense fields."""
+        self._table.settle({space.name: METRICS[space.metric] for space in self.spaces})
 
     def flush(self) -> None:
         """Move rows that wait in the log into a segment, where searches are fast (a server does so by itself)."""
-        if self._unflushed:
-            with self._connection.turn():
-                self._flush()
-
-    def _flush(self) -> None:
-        self._unflushed = 0
-        if self._connection.is_lite:
-            with self._connection.quiet():
-                self._write("be flushed", lambda client, collection: client.flush(collection, timeout=_CALL_S))
-
-    def _write(self, what: str, work: Callable[[Any, str], None]) -> None:
-        try:
-            self._connection.call(what, work)
-        except StoreError:
-            self._connection.replay()
-            raise
+        self._table.flush()
 
     def search(
         self, routes: Sequence[Route], k: int, where: Where | None = None, fusion: Literal["rrf", "weighted"] = "rrf"
@@ -242,47 +208,97 @@ class MilvusStore(Store):
             BadInput: k outside 1..16,384, no route, an unknown space, a vector of the wrong size or not finite.
             Unsupported: only lexical routes, and the backend cannot search by words.
         """
-        if not 1 <= k <= MAX_K:
-            raise BadInput(f"k is `{k}`.", f"Ask for 1 to {MAX_K}.")
-        if not routes:
-            raise BadInput("A search needs at least one route.")
         if fusion == "weighted" and not all(0 <= route.weight <= 1 for route in routes):
             raise BadInput("A route's weight is outside 0..1.", "Divide the weights by their sum.")
+        _check(routes, k)
+        usable = self.usable(routes)
+        legs = [leg for leg in (self._leg(route, where) for route in usable) if leg is not None]
+        if not legs:
+            return []
+        rows: dict[str, Any] = {}
+        with self._connection.quiet():
+            if len(usable) == 1:
+                ranked = self._table.nearest(legs[0], k, ITEM_FIELDS, rows)
+            else:
+                ranked = self._fused(legs, k, fusion)
+        if rows:
+            return [Hit(to_item(rows[id_]), score) for id_, score in ranked]
+        return self.hits(ranked)
+
+    def lists(self, routes: Sequence[Route], k: int, where: Where | None = None) -> list[Ranked]:
+        """The best `k` ids of each route, with its own scores, ties by id: for fusion with other collections.
+
+        Raises:
+            BadInput, Unsupported: as `search`.
+        """
+        _check(routes, k)
+        legs = [self._leg(route, where) for route in self.usable(routes)]
+        with self._connection.quiet():
+            return [[] if leg is None else self._table.nearest(leg, k) for leg in legs]
+
+    def hits(self, ranked: Ranked) -> list[Hit]:
+        """The items of `ranked`, in its order; ids that the store lacks are left out."""
+        found = {item.id: item for item in self.get([id_ for id_, _ in ranked])}
+        return [Hit(found[id_], score) for id_, score in ranked if id_ in found]
+
+    def usable(self, routes: Sequence[Route]) -> list[Route]:
+        """Those that the backend can search.
+
+        Raises:
+            Unsupported: only lexical routes, and it cannot search by words.
+        """
         usable = [route for route in routes if route.space.name != LEXICAL.name or self.lexical]
-        if not usable:
+        if routes and not usable:
             raise Unsupported(
                 f"The Milvus server ({self._connection.backend.version}) has no sparse vectors: no search by words.",
                 "Search with a dense encoder (`triptych pull`), or use Milvus 2.4 or newer.",
             )
-        legs = [leg for leg in (self._leg(route, where) for route in usable) if leg is not None]
-        if not legs:
-            return []
-        with self._connection.quiet():
-            ranked = self._one(legs[0], k) if len(usable) == 1 else self._fused(legs, k, fusion)
-        found = {item.id: item for item in self.get([id_ for id_, _ in ranked])}
-        return [Hit(found[id_], score) for id_, score in ranked if id_ in found]
+        return usable
 
     def get(self, ids: Sequence[str]) -> list[Item]:
         """Items by id, in the order asked; unknown ids are left out."""
         found: dict[str, Item] = {}
-        for at in range(0, len(ids), _BATCH):
-            part = Where(ids=tuple(ids[at : at + _BATCH]))
-            for row in self._select("be read", part, ITEM_FIELDS, consistency_level=_OWN_WRITES):
+        for at in range(0, len(ids), BATCH):
+            part = expression(Where(ids=tuple(ids[at : at + BATCH])))
+            for row in self._table.rows(part, ITEM_FIELDS, consistency_level=OWN_WRITES):
                 found[row["id"]] = to_item(row)
         return [found[id_] for id_ in ids if id_ in found]
 
     def ids(self, where: Where | None = None) -> list[str]:
         """The ids of all items that match, sorted."""
         if where is not None and where.ids:
-            wanted = list(dict.fromkeys(where.ids))
-            parts = [wanted[at : at + _BATCH] for at in range(0, len(wanted), _BATCH)]
-            found = [row["id"] for part in parts for row in self._rows(replace(where, ids=tuple(part)), ["id"])]
-            return sorted(found)
+            parts = batched(dict.fromkeys(where.ids), BATCH)
+            found = (self._table.rows(expression(replace(where, ids=tuple(part))), ["id"]) for part in parts)
+            return sorted(row["id"] for rows in found for row in rows)
         return [row["id"] for row in self._scan(where, ["id"])]
 
     def items(self, where: Where | None = None) -> Iterator[Item]:
         """All items that match, by id, read in pages."""
         return (to_item(row) for row in self._scan(where, ITEM_FIELDS))
+
+    def rows(self, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """All rows as they are stored, by id, read in pages."""
+        return self._scan(None, list(fields))
+
+    def statistics(self) -> Lexicon:
+        """The term statistics."""
+        return self._terms()
+
+    def recount(self) -> None:
+        """Make the term statistics anew from the rows, whatever state their file is in."""
+        with self._connection.turn():
+            try:
+                self._terms().rewrite(self._dimensions())
+            except StoreError:
+                with self._lexicon_lock:
+                    if self._lexicon is not None:
+                        self._lexicon.close()
+                    self._lexicon = None
+                    remove(self.folder / TERMS)
+                self._terms().rewrite(self._dimensions())
+
+    def _dimensions(self) -> Iterator[Iterable[int]]:
+        return (booked(row, self.spaces) for row in self._scan(None, booked_fields(self.spaces)))
 
     def per_document(self) -> dict[str, int]:
         """How many items each document has (reads a field of every row)."""
@@ -290,17 +306,17 @@ class MilvusStore(Store):
 
     def count(self, where: Where | None = None) -> int:
         """How many items match; without a filter this is cheap."""
-        return self._count(where)
+        return self._table.count(expression(where))
 
-    def _count(self, where: Where | None, **options: Any) -> int:
-        return int(self._select("be counted", where, ["count(*)"], **options)[0]["count(*)"])
+    def _scan(self, where: Where | None, fields: list[str]) -> Iterator[dict[str, Any]]:
+        return self._table.scan(expression(where), fields)
 
     def stats(self) -> StoreStats:
         """Exact counts of what can be found now."""
         total = self.count()
         # Milvus Lite counts a filter's matches by reading their rows, so the most frequent kind is what remains.
         others: dict[str, int] = {
-            kind: self._count(Where(modalities=(kind,)), consistency_level=_OWN_WRITES)
+            kind: self._table.count(expression(Where(modalities=(kind,))), consistency_level=OWN_WRITES)
             for kind in MODALITIES
             if kind != "text"
         }
@@ -329,7 +345,7 @@ class MilvusStore(Store):
             return
         fields = [*ITEM_FIELDS, *(name for space in self.spaces for name in (space.name, flag(space)))]
         with MilvusStore(folder, self.spaces) as copy:
-            for page in batched(self._scan(None, fields), _BATCH):
+            for page in batched(self._scan(None, fields), BATCH):
                 # `upsert` takes a space for all of its items or for none.
                 for has in {self._has(row) for row in page}:
                     rows = [row for row in page if self._has(row) == has]
@@ -352,37 +368,22 @@ class MilvusStore(Store):
         if space is None or route.vector is None:
             raise BadInput(f"No search in space `{route.space.name}`.", "Give a vector of a space the store has.")
         vector = checked(np.atleast_2d(route.vector), space, 1)[0]
-        only = f"{flag(space)} == true"
-        both = f"{only} and {filter_}" if filter_ else only
-        return Leg(space.name, vector, METRICS[space.metric], both, route.weight, _LEAST[space.metric])
+        if self._lack(space):
+            only = f"{flag(space)} == true"
+            filter_ = f"{only} and {filter_}" if filter_ else only
+        metric, least = METRICS[space.metric], _LEAST[space.metric]
+        return Leg(space.name, vector, metric, filter_, route.weight, least, is_dense=True)
 
-    def _one(self, leg: Leg, k: int) -> Ranked:
-        # Ask for more until the hits tied with the last one are all there, or "ties by id" would be up to the backend.
-        limit = min(k + 16, MAX_K)
-        while True:
-            ranked = self._hits(self._searching(leg, limit))
-            if len(ranked) < limit or ranked[-1][1] < ranked[k - 1][1] or limit == MAX_K:
-                return ranked[:k]
-            limit = min(limit * 4, MAX_K)
-
-    def _searching(self, leg: Leg, limit: int) -> Callable[[Any, str], Any]:
-        return lambda client, collection: client.search(
-            collection,
-            [leg.data],
-            anns_field=leg.field,
-            filter=leg.filter,
-            limit=limit,
-            output_fields=["id"],
-            search_params={"metric_type": leg.metric},
-            consistency_level=_OWN_WRITES,
-            timeout=_CALL_S,
-        )
+    def _lack(self, space: Space) -> bool:
+        """Whether some rows may have no vector of `space`: only then are they filtered out, which is slow."""
+        return not self.lexical or self._terms().lack(self.spaces.index(space))
 
     def _fused(self, legs: Sequence[Leg], k: int, fusion: str) -> Ranked:
         depth = min(max(k, DEPTH), MAX_K)
-        if fusion == "rrf" and self._connection.backend.hybrid:
+        by_backend = self._connection.backend.hybrid and not any(self._table.needs_care(leg) for leg in legs)
+        if fusion == "rrf" and by_backend:
             return self._fused_by_backend(legs, depth)[:k]
-        lists = [self._one(leg, depth) for leg in legs]
+        lists = [self._table.nearest(leg, depth) for leg in legs]
         if fusion == "rrf":
             return by_rank([[id_ for id_, _ in ranked] for ranked in lists])[:k]
         return by_score(lists, [leg.weight for leg in legs], [leg.least for leg in legs])[:k]
@@ -391,74 +392,35 @@ class MilvusStore(Store):
         from pymilvus import AnnSearchRequest, RRFRanker
 
         asked = [
-            AnnSearchRequest([leg.data], leg.field, {"metric_type": leg.metric}, limit=depth, expr=leg.filter or None)
+            AnnSearchRequest(
+                [leg.data], leg.field, parameters(leg, depth), limit=depth, expr=self._table.within(leg.filter) or None
+            )
             for leg in legs
         ]
         limit = min(depth * len(legs), MAX_K)
-        return self._hits(
+        return self._table.hits(
             lambda client, collection: client.hybrid_search(
                 collection,
                 asked,
                 RRFRanker(RRF_K),
                 limit=limit,
                 output_fields=["id"],
-                consistency_level=_OWN_WRITES,
-                timeout=_CALL_S,
+                consistency_level=OWN_WRITES,
+                timeout=CALL_S,
             )
         )
-
-    def _hits(self, work: Callable[[Any, str], Any]) -> Ranked:
-        found = self._connection.call("be searched", work)[0]
-        return best_first({hit["id"]: float(hit["distance"]) for hit in found})
-
-    def _rows(self, where: Where, fields: list[str]) -> list[dict[str, Any]]:
-        """Rows of at most `_BATCH` ids."""
-        return self._select("be read", where, fields) if where.ids else []
-
-    def _select(self, what: str, where: Where | None, fields: list[str], **options: Any) -> list[dict[str, Any]]:
-        return self._query(what, expression(where), fields, **options)
-
-    def _query(self, what: str, filter_: str, fields: list[str], **options: Any) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self._connection.call(
-            what,
-            lambda client, collection: client.query(
-                collection, filter=filter_, output_fields=fields, timeout=_CALL_S, **options
-            ),
-        )
-        return rows
-
-    def _scan(self, where: Where | None, fields: list[str]) -> Iterator[dict[str, Any]]:
-        """All rows that match, by id, in pages. (pymilvus' own iterator puts ids into its filter unquoted.)"""
-        wanted, page = expression(where), expression(where)
-        options = {"limit": _PAGE, "iterator": "True", "reduce_stop_for_best": True}
-        while rows := self._query("be read", page, list({*fields, "id"}), **options):
-            yield from rows
-            beyond = f"id > {quoted(rows[-1]['id'])}"
-            page = f"{wanted} and {beyond}" if wanted else beyond
 
     def _terms(self) -> Lexicon:
         """The term statistics, beside a connection that stands."""
         self._connection.open()
         with self._lexicon_lock:
             if self._lexicon is None:
-                self._lexicon = Lexicon(self.folder / "lexicon.sqlite")
+                self._lexicon = Lexicon(self.folder / TERMS)
             return self._lexicon
 
 
-def batched(rows: Iterable[T], size: int) -> Iterator[list[T]]:
-    """`rows` in lists of at most `size`."""
-    left = iter(rows)
-    while part := list(islice(left, size)):
-        yield part
-
-
-@dataclass(frozen=True)
-class Leg:
-    """A route in the backend's words."""
-
-    field: str
-    data: Any
-    metric: str
-    filter: str
-    weight: float
-    least: float
+def _check(routes: Sequence[Route], k: int) -> None:
+    if not 1 <= k <= MAX_K:
+        raise BadInput(f"k is `{k}`.", f"Ask for 1 to {MAX_K}.")
+    if not routes:
+        raise BadInput("A search needs at least one route.")

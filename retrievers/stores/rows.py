@@ -14,7 +14,7 @@ from ..base import Item, MediaRef, Source
 from ..searchable import searchable_text
 from ..text.analysis import terms
 from .filters import FACETS, facets
-from .lexicon import LEXICAL, item_weights
+from .lexicon import LEXICAL, item_weights, lacking
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +34,9 @@ LIMITS = {
     "payload": MAX_BYTES,
 }
 """The text fields and their sizes in bytes."""
+
+FILTERED = ("uri", "document", "modality", "modified")
+"""The text fields that filters read, besides `id`."""
 
 ITEM_FIELDS = ["id", "text", "modality", "payload"]
 """What `to_item` needs."""
@@ -121,6 +124,22 @@ def _row(item: Item) -> dict[str, Any]:
     if not item.id:
         raise BadInput("An item has an empty id.")
     return {**row, FACETS: found}
+
+
+def booked(row: Mapping[str, Any], spaces: Sequence[Space]) -> list[int]:
+    """What the term statistics count of a row: its terms, and a mark for each vector that it lacks."""
+    return [*row[LEXICAL.name], *(lacking(n) for n, space in enumerate(spaces) if not row[flag(space)])]
+
+
+def booked_fields(spaces: Sequence[Space]) -> list[str]:
+    """What `booked` reads."""
+    return [LEXICAL.name, *map(flag, spaces)]
+
+
+def to_filter_row(item: Item) -> dict[str, Any]:
+    """The id of `item` and what filters read."""
+    row = _row(item)
+    return {name: row[name] for name in ("id", *FILTERED, FACETS)}
 
 
 def _json(value: Any) -> str:

@@ -1,17 +1,17 @@
 """Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks. Reimers and Gurevych 2019, arXiv:1908.10084
 
 The released checkpoint `sentence-transformers/all-MiniLM-L6-v2` (Apache-2.0, 22 M parameters, English), run as it was
-trained: at most 256 word pieces, mean of the token states, unit length. The forward pass is transformers' BERT; what
-is ours is the batching, the caches, and the token vectors that late interaction and sentence scoring read: the same
-token states, each of unit length, with the characters they stand for. Texts beyond 256 pieces are cut for `encode`
-(as in training) and read in overlapping windows for `token_vectors`.
+trained: at most 256 word pieces, mean of the token states, unit length. The forward pass is transformers' BERT, or the
+same in 8-bit integers (`_int8_bert`); what is ours is the batching, the caches, and the token vectors that late
+interaction and sentence scoring read: the same token states, each of unit length, with the characters they stand for.
+Texts beyond 256 pieces are cut for `encode` (as in training) and read in overlapping windows for `token_vectors`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -20,9 +20,10 @@ import numpy as np
 from ...errors import BadInput, MissingWeights, Unsupported
 from ...progress import step
 from ..base import Encoder, Item, Query, Side, Space
-from ..loading import batches, dtype, encodable, quiet
+from ..loading import batches, dtype, encodable, in_int8, quiet, set_threads
 from ..scripts import latin_share
 from ..searchable import searchable_text
+from ._int8_bert import Int8Bert
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +61,7 @@ class AllMiniLM(Encoder):
     """Dense encoder of the space `minilm`. Safe from many threads.
 
     Args:
-        model: a transformers `BertModel` in evaluation mode; its dtype and device are used as they are.
+        model: a transformers `BertModel` in evaluation mode, its dtype and device used as they are; or an `Int8Bert`.
         tokenizer: the `tokenizers.Tokenizer` of the model; its truncation and padding are turned off here.
     """
 
@@ -85,21 +86,33 @@ class AllMiniLM(Encoder):
         from ...manifests.weights import folder
 
         settings = parts.settings
-        return cls.from_folder(folder(WEIGHTS, settings.weights), settings.precision, parts.device)
+        threads = set_threads(settings.threads)
+        return cls.from_folder(folder(WEIGHTS, settings.weights), settings.precision, parts.device, threads)
 
     @classmethod
-    def from_folder(cls, folder: Path, precision: str = "auto", device: str = "cpu") -> AllMiniLM:
+    def from_folder(
+        cls, folder: Path, precision: str = "auto", device: str = "cpu", threads: int | None = None
+    ) -> AllMiniLM:
         """From a local sentence-transformers folder: `config.json`, `model.safetensors`, `tokenizer.json`.
+
+        Args:
+            precision: see `loading.in_int8` and `loading.dtype`.
+            threads: how many texts are read at the same time in int8; as many as torch has threads by default.
 
         Raises:
             MissingWeights: one of the files is not there.
+            Unsupported: int8 on a machine that does not compute in it.
         """
         from tokenizers import Tokenizer
-        from transformers import BertModel
 
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
             if not (folder / name).is_file():
                 raise MissingWeights(f"`{WEIGHTS}` has no `{name}`.", "Run `triptych pull embedded`.")
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        if in_int8(precision, device):
+            return cls(Int8Bert.load(folder, threads or set_threads(0)), tokenizer)
+        from transformers import BertModel
+
         with quiet():
             model = BertModel.from_pretrained(
                 folder,
@@ -110,7 +123,7 @@ class AllMiniLM(Encoder):
                 local_files_only=True,
                 trust_remote_code=False,
             )
-        return cls(model.eval().to(device), Tokenizer.from_file(str(folder / "tokenizer.json")))
+        return cls(model.eval().to(device), tokenizer)
 
     @classmethod
     def tiny(cls, seed: int = 0) -> AllMiniLM:
@@ -157,38 +170,33 @@ class AllMiniLM(Encoder):
         Each text is read alone, so that its vectors never depend on what else is asked or already cached.
         The model treats both sides alike.
         """
-        made = []
-        for done, text in enumerate(texts):
-            if done:
-                step(done, len(texts), "texts")
-            made.append(self._tokens.get(_digest(text), lambda text=text: self._read(text)))  # type: ignore[misc]
+        made: list[TokenVectors] = []
+        for start in range(0, len(texts), self._width):
+            if start:
+                step(start, len(texts), "texts")
+            made += self._map(self._kept, texts[start : start + self._width])
         return made
 
-    def _pooled(self, texts: Sequence[str]) -> np.ndarray:
-        import torch
+    def _kept(self, text: str) -> TokenVectors:
+        return self._tokens.get(_digest(text), lambda: self._read(text))
 
+    def _pooled(self, texts: Sequence[str]) -> np.ndarray:
         vectors = np.empty((len(texts), DIM), np.float32)
         pieces = [self._framed(encoding.ids) for encoding in self._tokenize(texts)]
         done = 0
-        for rows in batches([len(ids) for ids in pieces], BATCH_PIECES):
+        for rows in batches([len(ids) for ids in pieces], BATCH_PIECES * self._width):
             step(done, len(texts), "passages")
-            ids, mask = _padded([pieces[row] for row in rows], self._pad)
-            states = self._forward(ids, mask)
-            weights = torch.from_numpy(mask).to(states)[:, :, None]
-            pooled = (states * weights).sum(1) / weights.sum(1)
-            vectors[rows] = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
+            states = self._states([pieces[row] for row in rows])
+            vectors[rows] = _unit(np.stack([one.mean(axis=0) for one in states]))
             done += len(rows)
         return vectors
 
     def _read(self, text: str) -> TokenVectors:
-        import torch
-
         [encoding] = self._tokenize([text])
         kept = [np.empty((0, DIM), np.float16)]
         for start, end, first, last in windows(len(encoding.ids), MAX_PIECES - 2, OVERLAP):
-            ids, mask = _padded([self._framed(encoding.ids[start:end])], self._pad)
-            states = torch.nn.functional.normalize(self._forward(ids, mask)[0], dim=1)
-            kept.append(states[1 + first - start : 1 + last - start].cpu().numpy().astype(np.float16))
+            [states] = self._states([self._framed(encoding.ids[start:end])])
+            kept.append(_unit(states[1 + first - start : 1 + last - start]).astype(np.float16))
         offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
         vectors = np.concatenate(kept)
         vectors.flags.writeable = offsets.flags.writeable = False
@@ -200,15 +208,27 @@ class AllMiniLM(Encoder):
     def _framed(self, ids: Sequence[int]) -> list[int]:
         return [self._cls, *ids[: MAX_PIECES - 2], self._sep]
 
-    def _forward(self, ids: np.ndarray, mask: np.ndarray) -> Any:
-        """Token states of a padded batch: float32 tensor (batch, pieces, 384)."""
+    def _states(self, pieces: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Token states of each sequence: float32 (pieces, 384)."""
+        if isinstance(self.model, Int8Bert):
+            return list(self.model.map(self.model, pieces))
         import torch
 
+        ids, mask = _padded(pieces, self._pad)
         device = self.model.device
         with torch.inference_mode():
             attention = None if mask.all() else torch.from_numpy(mask).to(device)
             output = self.model(input_ids=torch.from_numpy(ids).to(device), attention_mask=attention)
-        return output.last_hidden_state.float()
+            states = output.last_hidden_state.float().cpu().numpy()
+        return [states[row, : len(sequence)] for row, sequence in enumerate(pieces)]
+
+    def _map(self, work: Callable[[str], TokenVectors], texts: Sequence[str]) -> Iterable[TokenVectors]:
+        return self.model.map(work, texts) if isinstance(self.model, Int8Bert) else map(work, texts)
+
+    @property
+    def _width(self) -> int:
+        """How many texts are read at the same time, each on its own."""
+        return self.model.threads if isinstance(self.model, Int8Bert) else 1
 
 
 def windows(length: int, size: int, overlap: int) -> Iterator[tuple[int, int, int, int]]:
@@ -234,6 +254,12 @@ def _text(given: Item | Query) -> str:
     if given.text is None:
         raise Unsupported("all-MiniLM-L6-v2 reads text, and the query has `None`.", "Ask with text.")
     return given.text
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Each row of float32 (n, 384) at unit length."""
+    made: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return made
 
 
 def _padded(pieces: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 from ...errors import BadInput
 from ...retrievers.base import Hit, Item, Modality, Source
+from . import sides
 from .result import DataInfo
 
 MEDIA: tuple[Modality, ...] = ("image", "audio", "video")
@@ -62,13 +63,20 @@ class Asked:
 
 @dataclass(frozen=True)
 class Collection:
-    """Corpus, queries that have a judgement above 0, and their graded judgements."""
+    """Corpus, queries that have a judgement above 0, and their graded judgements.
+
+    Attributes:
+        side: `""`, or which half of the passages counts (see `sides`).
+        notes: what of the data was left out.
+    """
 
     info: DataInfo
     folder: Path
     passages: Mapping[str, Passage]
     queries: Mapping[str, Asked]
     qrels: Mapping[str, Mapping[str, int]]
+    side: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,11 +114,12 @@ class Questions:
     rows: tuple[Question, ...]
 
 
-def collection(folder: Path, *, part: str = "", limit: int | None = None, seed: int = 0) -> Collection:
+def collection(folder: Path, *, part: str = "", side: str = "", limit: int | None = None, seed: int = 0) -> Collection:
     """Read and check a collection.
 
     Args:
         part: `""`, or the name of a part (`"train"`).
+        side: `""`, or the half of the passages that counts (`"media"`, see `sides`).
         limit: that many queries, drawn at random with `seed` and in the order of the file; the corpus stays whole.
 
     Raises:
@@ -128,15 +137,20 @@ def collection(folder: Path, *, part: str = "", limit: int | None = None, seed: 
     passages = {row.id: row for row in _unique(corpus_file, _passages(corpus_file, folder))}
     everything = {row.id: row for row in _unique(queries_file, _queries(queries_file))}
     qrels = _qrels(qrels_file, passages, everything)
-    judged = {key: row for key, row in everything.items() if any(grade > 0 for grade in qrels.get(key, {}).values())}
+    notes: tuple[str, ...] = ()
+    if side:
+        passages, qrels, told = sides.halved(side, passages, qrels)
+        notes = (told,)
+    judged = {key: row for key, row in everything.items() if sides.is_judged(qrels.get(key, {}))}
     if not passages or not judged:
         what = "no passages" if not passages else "no query with a judgement above 0"
-        raise BadInput(f"`{folder.name}` has {what}.", "Check corpus.jsonl, queries.jsonl and qrels.tsv.")
+        of = f" where only `{side}` counts" if side else ""
+        raise BadInput(f"`{folder.name}` has {what}{of}.", "Check corpus.jsonl, queries.jsonl and qrels.tsv.")
     chosen = {key: judged[key] for key in _sampled(list(judged), limit, seed)}
-    name = f"{_name(folder)}_{part}" if part else _name(folder)
+    name = "_".join(filter(None, (_name(folder), part, side)))
     sizes = {"queries": len(chosen), "passages": len(passages)}
     info = DataInfo(name=name, sha256=_sha256(corpus_file, queries_file, qrels_file), sizes=sizes)
-    return Collection(info, folder, passages, chosen, {key: qrels[key] for key in chosen})
+    return Collection(info, folder, passages, chosen, {key: qrels[key] for key in chosen}, side, notes)
 
 
 def questions(path: Path, *, limit: int | None = None, seed: int = 0) -> Questions:

@@ -18,7 +18,7 @@ from ...manifests.registry import Card, card
 from ...retrievers.base import Hit, Item, Query, Source
 from . import compare, ranking
 from .environment import environment
-from .passages import Corpus, corpus
+from .passages import Corpus, corpus, limits
 from .result import Arm, Comparison, Result, file_name
 from .retrieval import PACKAGES, precision_of, prepared
 
@@ -61,7 +61,8 @@ def evaluate(
     candidates = {query: run[query][:top] for query in collection.queries if run.get(query)}
     if not candidates:
         raise BadInput(f"`{run_name}` has none of the queries of `{collection.info.name}`.", "Give a run of this data.")
-    library = corpus(collection, {key for rows in candidates.values() for key, _ in rows})
+    needed = {key for rows in candidates.values() for key, _ in rows}
+    library = corpus(collection, needed, limits(settings))
     for system in systems:
         library.check(system.id, system.modalities)
     lists = {

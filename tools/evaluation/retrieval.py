@@ -1,38 +1,34 @@
 """How well passages are found: first stages side by side, and rerankers on the hits of the first one.
 
 Every arm works for itself, with models and caches of its own, so that what one has read does not make the next look
-fast; only the hits of the first one are handed on to the rerankers. Stores are temporary and always Milvus Lite, on
-whatever server the product's libraries are.
+fast; only the hits of the first one are handed on to the rerankers.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ... import progress
-from ...errors import BadInput, UnknownSystem, Unsupported
+from ...errors import BadInput
 from ...manifests.registry import Card, card
 from ...rerankers.base import Limits, Reranker
-from ...retrievers.base import Encoder, Hit, Item, Query, Route, Source
-from ...retrievers.loading import dtype
-from ...retrievers.stores.milvus import MilvusStore, batched
-from ...retrievers.text.hybrid import Hybrid
-from ...settings import Settings
+from ...retrievers.base import Hit, Item, Query, Source
+from ...retrievers.loading import computed_in
+from ...retrievers.stores.milvus import MilvusStore
 from ..stages import Stages
 from . import compare, ranking
 from .environment import environment
-from .passages import Corpus, corpus
+from .first_stages import AsLibrary, Dense, FirstStage, Searching
+from .passages import Corpus, corpus, limits
 from .result import Arm, Result, file_name
 
 if TYPE_CHECKING:
+    from ...settings import Settings
     from .datasets import Collection
 
 HITS = 100
@@ -41,85 +37,6 @@ KEPT = (*ranking.COMPARED, "recall@100")
 """Metrics whose values per query stand in the result."""
 PACKAGES = ("ir-measures", "pytrec-eval-terrier")
 WARM = "warm"
-_BATCH = 256
-
-
-class Searching(Protocol):
-    """What a first stage can do."""
-
-    def add(self, items: Sequence[Item]) -> None: ...
-
-    def search(self, query: Query, k: int) -> list[Hit]: ...
-
-
-@dataclass(frozen=True)
-class FirstStage:
-    """What `--retriever NAME` stands for.
-
-    Attributes:
-        system: its card; a profile's first stage is the hybrid retriever.
-        settings: those that its models are loaded with.
-    """
-
-    name: str
-    system: Card
-    settings: Settings
-    is_profile: bool = False
-
-    @classmethod
-    def named(cls, name: str, settings: Settings) -> FirstStage:
-        """The retriever or encoder `name`, else the first stage of the profile `name`.
-
-        Raises:
-            UnknownSystem: it is neither.
-        """
-        try:
-            return cls(name, card(name, "retriever"), settings)
-        except UnknownSystem as unknown:
-            try:
-                own = settings if name == settings.profile else Settings.load(name, home=settings.home)
-            except BadInput as error:
-                raise UnknownSystem(
-                    f"`{name}` is neither a retriever nor a profile.",
-                    f"As a retriever: {unknown.hint} As a profile: {error.message} {error.hint}",
-                ) from None
-        return cls(name, card("hybrid", "retriever"), own, is_profile=True)
-
-    @contextmanager
-    def opened(self, stages: Stages) -> Iterator[Searching]:
-        """Empty, with its models loaded.
-
-        Raises:
-            MissingWeights: a model is not on this machine (a profile does without its encoder, and `stages` says so).
-            Unsupported: an encoder whose vectors no store holds.
-        """
-        kind = self.system.resolve()
-        if not self.is_profile and not issubclass(kind, Encoder):
-            yield kind.load(self.system, stages)
-            return
-        encoder = stages.encoder_or_none() if self.is_profile else kind.load(self.system, stages)
-        if encoder is not None and encoder.space.kind != "dense":
-            raise Unsupported(f"`{self.name}` has {encoder.space.kind} vectors.", "Choose a dense encoder.")
-        spaces = [] if encoder is None else [encoder.space]
-        with TemporaryDirectory(prefix="triptych-") as scratch, MilvusStore(Path(scratch), spaces) as store:
-            yield Hybrid(store, encoder) if self.is_profile or encoder is None else Dense(store, encoder)
-
-
-class Dense:
-    """One encoder's vectors alone, over `store`."""
-
-    def __init__(self, store: MilvusStore, encoder: Encoder) -> None:
-        self.store = store
-        self.encoder = encoder
-
-    def add(self, items: Sequence[Item]) -> None:
-        for done, part in enumerate(batched(items, _BATCH)):
-            progress.step(done * _BATCH, len(items), "passages")
-            self.store.upsert(part, {self.encoder.space.name: self.encoder.encode(part, "document")})
-
-    def search(self, query: Query, k: int) -> list[Hit]:
-        [vector] = self.encoder.encode([query], "query")
-        return self.store.search([Route(self.encoder.space, vector=vector)], k)
 
 
 @dataclass(frozen=True)
@@ -130,11 +47,18 @@ class Found:
         hits: query id → (item id, score), best first.
         ms: query id → milliseconds.
         index_s: seconds of encoding and storing all items, with the models loaded.
+        spaces: names of those that a profile searched, joined by ` + `; `""` where the system's own name says it.
     """
 
     hits: Mapping[str, Sequence[tuple[str, float]]]
     ms: Mapping[str, float]
     index_s: float
+    spaces: str = ""
+
+    @property
+    def settings(self) -> dict[str, str | int | float | bool]:
+        """What tells the arm from others of the same system."""
+        return {"spaces": self.spaces} if self.spaces else {}
 
 
 def evaluate(
@@ -162,7 +86,7 @@ def evaluate(
         raise BadInput("No retriever is given.", "Name a retriever or a profile.")
     asked = [FirstStage.named(name, settings) for name in dict.fromkeys(retrievers)]
     orders = [card(name, "reranker") for name in dict.fromkeys(rerankers)]
-    library = corpus(collection)
+    library = corpus(collection, within=limits(settings))
     for name, system in [*((stage.name, stage.system) for stage in asked), *((system.id, system) for system in orders)]:
         library.check(name, system.modalities)
     first, notes = search(asked[0], library, collection)
@@ -183,16 +107,16 @@ def evaluate(
         environment=environment(PACKAGES, precision_of(settings)),
         arms=tuple(arms),
         comparisons=tuple(compare.against(arms, arms[0], ranking.COMPARED, seed)),
-        notes=(*_about(settings, asked, orders), *library.notes(), *notes),
+        notes=(*_about(settings, asked, orders), *collection.notes, *library.notes(), *notes),
     )
 
 
 def search(stage: FirstStage, library: Corpus, collection: Collection) -> tuple[Found, list[str]]:
     """Index `library` and ask every query of `collection`; and what a reader must know of how it went."""
-    stages = Stages(stage.settings)
+    stages = Stages(replace(stage.settings, store_uri="", store_token=""))
     hits: dict[str, list[tuple[str, float]]] = {}
     ms: dict[str, float] = {}
-    with stage.opened(stages) as retriever:
+    with stage.opened(stages, collection.folder) as retriever:
         start = time.perf_counter()
         retriever.add(library.items)
         _settle(retriever)
@@ -204,7 +128,12 @@ def search(stage: FirstStage, library: Corpus, collection: Collection) -> tuple[
             hits[asked.id] = _best(retriever, Query(asked.text), library)
             ms[asked.id] = 1000 * (time.perf_counter() - start)
         said = list(_said(stage, stages, retriever, hits, collection))
-    return Found(hits, ms, index_s), said
+        spaces = ""
+        if isinstance(retriever, AsLibrary):
+            searched, idle = retriever.asked(Query(asked.text) for asked in collection.queries.values())
+            spaces = " + ".join(searched)
+            said += [f"`{stage.name}` has the space `{name}`, which none of the queries asks." for name in idle]
+    return Found(hits, ms, index_s, spaces), said
 
 
 def prepared(system: Card, settings: Settings) -> Reranker:
@@ -220,7 +149,7 @@ def prepared(system: Card, settings: Settings) -> Reranker:
 
 def precision_of(settings: Settings) -> str:
     """What models compute in under `settings`."""
-    return str(dtype(settings.precision)).removeprefix("torch.")
+    return computed_in(settings.precision)
 
 
 def _best(retriever: Searching, query: Query, library: Corpus) -> list[tuple[str, float]]:
@@ -245,6 +174,7 @@ def _searched(stage: FirstStage, found: Found, library: Corpus, collection: Coll
     values = _values(ranked, library, collection)
     return Arm(
         system=stage.name,
+        settings=found.settings,
         metrics={**ranking.means(values), **_times(found.ms), "index_s": found.index_s},
         per_query=_kept(values),
     )
@@ -269,6 +199,7 @@ def _reranked(
     both = {query: first.ms[query] + spent for query, spent in ms.items()}
     return Arm(
         system=f"{stage.name} + {system.id}",
+        settings=first.settings,
         metrics={**ranking.means(values), **_times(both), **_times(ms, "rerank_ms")},
         per_query=_kept(values),
     )
@@ -311,10 +242,10 @@ def _said(
     encoder = getattr(retriever, "encoder", None)
     unread = sum(not encoder.reads(Query(one.text)) for one in data.queries.values()) if encoder is not None else 0
     if unread:
-        how = "searched all the same" if isinstance(retriever, Dense) else "searched by their words alone"
+        how = "searched all the same" if isinstance(retriever, Dense) else "searched without it"
         yield (
-            f"`{stage.name}`: {unread:,} of {len(data.queries):,} queries are in a script that its encoder cannot "
-            f"read, and were {how}."
+            f"`{stage.name}`: {unread:,} of {len(data.queries):,} queries are in a script or language that its encoder "
+            f"cannot read, and were {how}."
         )
     if empty := sum(not found for found in hits.values()):
         yield f"`{stage.name}` found nothing for {empty:,} of {len(hits):,} queries."
