@@ -134,6 +134,18 @@ VIEWS = {
         View("Cost by the size of the library", ("index_s", "ms_p50", "retrieve_ms_p50", "disk_mb", "peak_rss_mb")),
         View("Exponents of these costs (1: proportional to the size)", ("*_exponent",)),
     ),
+    "bench_store": (
+        View(
+            "The store: an index of vectors or none, ours over the bare pymilvus calls, Milvus Lite and a server",
+            ("ms_p50", "raw_ms_p50", "overhead", "recall@10", "add_s", "index_s", "peak_rss_mb"),
+        ),
+    ),
+    "bench_embedding": (
+        View(
+            "Embedding on the processor, ours and sentence-transformers",
+            ("texts_per_s", "ratio", "cosine_min", "query_ms_p50"),
+        ),
+    ),
     "retrieval": (View("Search", RANKED, tested="nDCG@10"),),
     "rerank": (View("Reranking", RANKED, tested="nDCG@10"),),
     "compress": (View("Compression: answers kept", ("answers_kept",), across=ALLOWED),),

@@ -99,6 +99,8 @@ def verified(to: Console, result: VerifyOut) -> None:
         to.print(f"damaged: {result.extra:,} passages belong to no file", style="red")
     if result.terms:
         to.print("damaged: the term statistics", style="red")
+    for space, number in result.spaces.items():
+        to.print(f"damaged: the space {space}, of {number:,} passages", style="red")
     for stale in result.stale:
         to.print(f"{stale.why} since it was indexed: {stale.uri}", style="yellow")
     to.print("The library is whole." if result.whole else "The library is damaged: run `triptych rebuild`.")

@@ -252,7 +252,9 @@ def test_a_space_is_added_to_what_is_there(stages: Scripted, tmp_path: Path) -> 
     made.close()
     again = library(stages, tmp_path)
     assert again.spaces.counts() == {"digits": 3}
+    assert again.verify().whole
     again.spaces._vectors("digits").erase()
+    assert (again.verify().whole, again.verify().spaces) == (False, {"digits": 3})
     again.index([docs], prune=False, rebuild=False)
     assert again.spaces.counts() == {"digits": 3}
     again.index([docs], prune=False, rebuild=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..retrievers.stores.auditing import Audited
     from ..retrievers.stores.milvus import MilvusStore
     from .catalog import Catalog, Expected, FileRow
+    from .spaces import Spaces
 
 BY_SOURCE = frozenset({"missing", "text", "payload"})
 """Faults that only the file can mend; for the others the store has the right text."""
@@ -66,20 +67,21 @@ class Findings:
         ]
 
 
-def verified(name: str, catalog: Catalog, store: MilvusStore, space: str) -> VerifyOut:
+def verified(name: str, catalog: Catalog, store: MilvusStore, space: str, spaces: Spaces) -> VerifyOut:
     """What `verify` answers about the library `name`; the rest as for `examined`."""
     clock = Clock()
     found = examined(catalog, store, space)
-    rows = catalog.files()
+    rows, off = catalog.files(), spaces.off()
     return VerifyOut(
         library=name,
-        whole=found.whole,
+        whole=found.whole and not off,
         files=sum(row.was_read for row in rows),
         passages=found.passages,
         damaged=found.of_files(),
         extra=len(found.extra),
         terms=found.terms,
         catalogue=found.catalogue,
+        spaces=off,
         stale=list(stale(rows, Roots(catalog.roots()))),
         ms=clock.total(),
     )

@@ -232,7 +232,7 @@ class Collection:
         with writing(self._folder):
             if self._catalog.leftovers():
                 clear_leftovers(self.retriever(), self._catalog)
-            return verified(self._folder.name, self._catalog, self._store, self._space.name)
+            return verified(self._folder.name, self._catalog, self._store, self._space.name, self.spaces)
 
     def rebuild(self, targets: Sequence[Path], *, adopt: bool) -> RebuildOut:
         """Mend what is damaged; see `mending`. Only within `writing`.

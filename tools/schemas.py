@@ -196,7 +196,8 @@ class VerifyOut(Shape):
     """`verify --json`.
 
     `extra` counts passages in the store that belong to no file, `terms` the term statistics that are off; `catalogue`
-    says what is wrong with the list of files itself. `stale` is reported, and does not make a library less whole.
+    says what is wrong with the list of files itself; `spaces` counts by further space the passages that lack a vector
+    there, or have one and are gone. `stale` is reported, and does not make a library less whole.
     """
 
     library: str
@@ -207,6 +208,7 @@ class VerifyOut(Shape):
     extra: int
     terms: int
     catalogue: list[str]
+    spaces: dict[str, int] = {}
     stale: list[StaleFile]
     ms: dict[str, float]
 

@@ -117,6 +117,19 @@ class Spaces:
             one.vectors.settle()
         return made
 
+    def off(self) -> dict[str, int]:
+        """Space → passages that lack a vector, or have one and are gone; only spaces where there are some.
+
+        Of a picture that can no longer be read a vector is not expected.
+        """
+        found = {}
+        for one in self.further():
+            here, there = self._ids(one.encoder), set(one.vectors.ids())
+            wrong = there - here if one.encoder.looks else there ^ here
+            if wrong:
+                found[one.name] = len(wrong)
+        return found
+
     def counts(self) -> dict[str, int]:
         """Space → items with a vector in it."""
         opened = [self._vectors(name) for name in self.marks()]

@@ -28,6 +28,8 @@ TICK_MS = 500
 """How often the wait looks whether it should end."""
 POLL_MS = 2_000
 """How long a file system without events is left alone between two looks."""
+AGAIN_S = 1.5
+"""So much later, what was found by looking is looked at once more: two changes within a second look like one."""
 RETRY_S = 10.0
 """After this long a round that failed is tried again."""
 
@@ -53,9 +55,15 @@ def changes(tops: Sequence[Path], *, poll: bool | None = None, apart: Sequence[P
         Cancelled: see `progress`.
     """
     wanted = poll if poll is not None else any(is_silent(top) for top in tops) or None
+    due: dict[Path, float] = {}
     with closing(_events(tops, wanted)) as events:
-        for paths in events:
+        for found, polled in events:
             step(0, None, "watching")
+            now = time.monotonic()
+            again = {path for path, at in due.items() if at <= now}
+            due = {path: at for path, at in due.items() if at > now}
+            due |= dict.fromkeys(found, now + AGAIN_S) if polled else {}
+            paths = found | again
             seen = [path for path in paths if not any(path.is_relative_to(folder) for folder in apart)]
             by_top = {top: {path for path in seen if is_wanted(path, top)} for top in tops}
             yield {top: own for top, own in by_top.items() if own}
@@ -87,16 +95,18 @@ def followed(rounds: Iterator[Changed], bring: Callable[[Changed], IndexOut]) ->
             yield result
 
 
-def _events(tops: Sequence[Path], poll: bool | None) -> Generator[set[Path], None, None]:
-    events = _notified(tops, poll)
+def _events(tops: Sequence[Path], poll: bool | None) -> Generator[tuple[set[Path], bool], None, None]:
+    """What changed, and whether that was found by looking."""
+    events, polled = _notified(tops, poll), bool(poll)
     try:
-        yield next(events)
+        yield next(events), polled
     except (OSError, RuntimeError) as error:  # the system's limit of watched folders, for instance
         if poll:
             raise BadInput(f"`{tops[0].name}` cannot be watched: {error}.", "Index it without --watch.") from error
         log.warning("no events to be had (%s): looking through the files every %s s", error, POLL_MS / 1000)
-        events = _notified(tops, True)
-    yield from events
+        events, polled = _notified(tops, True), True
+    for found in events:
+        yield found, polled
 
 
 def _notified(tops: Sequence[Path], poll: bool | None) -> Iterator[set[Path]]:
