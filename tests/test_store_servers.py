@@ -518,10 +518,12 @@ def test_a_large_collection_has_an_index(backend: Backend, tmp_path: Path, monke
         for n in range(0, 1200, 60):
             exact = {f"i{row:04}" for row in np.argsort(-(rows @ rows[n]))[:10]}
             found += len(exact & set(ids(store.search([Route(space, vector=rows[n])], 10))))
+            among = np.arange(n % 50, 1200, 50)
+            exact = {f"i{row:04}" for row in among[np.argsort(-(rows[among] @ rows[n]))[:10]]}
             wanted = Where(filter=Equals("group", n % 50))
-            hits += len(store.search([Route(space, vector=rows[n])], 10, wanted))
+            hits += len(exact & set(ids(store.search([Route(space, vector=rows[n])], 10, wanted))))
         assert found / 200 >= 0.98
-        assert hits == 200
+        assert hits / 200 >= 0.98
 
 
 # Tenants
