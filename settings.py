@@ -31,7 +31,8 @@ class Settings:
         profile: the profile these settings came from.
         encoder, reranker, refiner: system ids (see `triptych systems`), `"none"` where a stage is off.
         lm: the weights of the small language model that perplexity systems use.
-        speech: the weights that recognise speech in sound and video.
+        speech: the weights that recognise speech in sound and video: `moonshine_tiny_en` (English) or `whisper_base`
+            (99 languages, extra `whisper`).
         tags: the weights that name what pictures show.
         spaces: comma-separated ids of encoders whose spaces a library gains when its contents call for them.
         store_uri: `""` for Milvus Lite inside the library's folder, else the URI of a Milvus server.
