@@ -109,7 +109,8 @@ class Collection:
         with writing(self._folder):
             if rebuild:
                 targets += self._start_anew()
-            self.spaces.add(spaces)
+            if spaces:
+                self.spaces.add(spaces)
             if routes is not None:
                 self._choose(routes)
             roots = self._with_roots_for(targets)

@@ -2,9 +2,9 @@
 
 A space is named by its encoder. A library gains one when somebody asks for it (`triptych index PATH --space ID`), and
 by itself among those of the profile: one of pictures as soon as there are pictures, one of other languages when one
-passage in twenty is not English. The catalogue remembers
-each with the hash of its weights. Items never change, so keeping up is comparing ids: what lacks a vector is encoded,
-from the store and not from the files, and a vector whose item is gone is deleted.
+passage in twenty is not English. The catalogue remembers each with the hash of its weights. Items never change, so
+keeping up is comparing ids: what lacks a vector is encoded, from the store and not from the files, and a vector whose
+item is gone is deleted.
 """
 
 from __future__ import annotations

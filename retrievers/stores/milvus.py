@@ -211,7 +211,7 @@ class MilvusStore(Store):
         if fusion == "weighted" and not all(0 <= route.weight <= 1 for route in routes):
             raise BadInput("A route's weight is outside 0..1.", "Divide the weights by their sum.")
         _check(routes, k)
-        usable = self.usable(routes)
+        usable = self._usable(routes)
         legs = [leg for leg in (self._leg(route, where) for route in usable) if leg is not None]
         if not legs:
             return []
@@ -225,30 +225,25 @@ class MilvusStore(Store):
             return [Hit(to_item(rows[id_]), score) for id_, score in ranked]
         return self.hits(ranked)
 
-    def lists(self, routes: Sequence[Route], k: int, where: Where | None = None) -> list[Ranked]:
-        """The best `k` ids of each route, with its own scores, ties by id: for fusion with other collections.
+    def lists(self, routes: Sequence[Route], k: int, where: Where | None = None) -> dict[str, Ranked]:
+        """By space the best `k` ids of each route, with its own scores, ties by id: for fusion with other collections.
 
         Raises:
             BadInput, Unsupported: as `search`.
         """
         _check(routes, k)
-        legs = [self._leg(route, where) for route in self.usable(routes)]
+        legs = {route.space.name: self._leg(route, where) for route in self._usable(routes)}
         with self._connection.quiet():
-            return [[] if leg is None else self._table.nearest(leg, k) for leg in legs]
+            return {name: [] if leg is None else self._table.nearest(leg, k) for name, leg in legs.items()}
 
     def hits(self, ranked: Ranked) -> list[Hit]:
         """The items of `ranked`, in its order; ids that the store lacks are left out."""
         found = {item.id: item for item in self.get([id_ for id_, _ in ranked])}
         return [Hit(found[id_], score) for id_, score in ranked if id_ in found]
 
-    def usable(self, routes: Sequence[Route]) -> list[Route]:
-        """Those that the backend can search.
-
-        Raises:
-            Unsupported: only lexical routes, and it cannot search by words.
-        """
+    def _usable(self, routes: Sequence[Route]) -> list[Route]:
         usable = [route for route in routes if route.space.name != LEXICAL.name or self.lexical]
-        if routes and not usable:
+        if not usable:
             raise Unsupported(
                 f"The Milvus server ({self._connection.backend.version}) has no sparse vectors: no search by words.",
                 "Search with a dense encoder (`triptych pull`), or use Milvus 2.4 or newer.",

@@ -114,8 +114,7 @@ class Hybrid(Retriever):
                 raise Unsupported("Nothing in this library reads such a query.", "Ask with words.")
             return self.store.search(routes, k, where)
         depth = max(k, DEPTH)
-        found = self.store.lists(routes, depth, where) if routes else []
-        lists = {route.space.name: ranked for route, ranked in zip(self.store.usable(routes), found, strict=True)}
+        lists = self.store.lists(routes, depth, where) if routes else {}
         lists |= {one.name: one.search(query, depth, where) for one in asked}
         many = next((one.name for one in asked if one.encoder.many_languages), None)
         if many is not None:
