@@ -7,22 +7,19 @@ passage. A file that is mostly not in its language, or larger than what people w
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from io import BytesIO
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
-from threading import Lock, Timer
+from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from ..chunking import CHUNK_PIECES, pieces
 from . import _grammars
+from ._child import Child
 from .base import Document, Limits, Reader, Section, file_name
 from .text import read_text
 
@@ -119,59 +116,23 @@ def _definitions(text: str, mime: str) -> list[Definition] | None:
     return [(characters[start], characters[end], title, whole) for start, end, title, whole in found]
 
 
-class _Parser:
-    """The program that parses, started when it is first asked and again after it died of a file."""
+class _Parser(Child):
+    """The program that parses."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        atexit.register(self.close)
+        super().__init__(_grammars)
 
     def ask(self, mime: str, source: bytes) -> list[Definition] | None:
         """The definitions in `source`; None if it is not mostly in its language or takes too much to parse."""
         request = json.dumps({"mime": mime, "size": len(source)}).encode() + b"\n" + source
-        with self._lock:
-            process = self._process or self._started()
-            watch = Timer(_SECONDS, process.kill)
-            watch.start()
-            try:
-                answer = _exchanged(process, request)
-            finally:
-                watch.cancel()
-            self._process = process
+        with self.lock:
+            answer = self.answer(request, _SECONDS)
             if answer:
                 found: list[Definition] | None = json.loads(answer)
                 return found
-            self._close()
+            self.end()
         log.warning("A source file takes too much to parse; it is read as plain text.")
         return None
-
-    def close(self) -> None:
-        """End the program."""
-        with self._lock:
-            self._close()
-
-    def _close(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.communicate()
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-P", str(Path(_grammars.__file__))]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
-
-
-def _exchanged(process: subprocess.Popen[bytes], request: bytes) -> bytes:
-    """The answer to `request`; empty if the program died of it."""
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        process.stdin.write(request)
-        process.stdin.flush()
-    except BrokenPipeError:
-        return b""
-    return process.stdout.readline()
 
 
 @cache
