@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -116,3 +119,23 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(StoreError, match="format `99`"):
         Catalog(tmp_path)
+
+
+AT_ONCE = """
+import sys, time
+from pathlib import Path
+from triptych.tools.catalog import Catalog
+for turn in range(40):
+    time.sleep(max(0.0, float(sys.argv[2]) + turn / 40 - time.time()))
+    Catalog(Path(sys.argv[1], str(turn))).close()
+"""
+
+
+def test_many_processes_make_one_catalogue(tmp_path: Path) -> None:
+    start = str(time.time() + 2.0)
+    several = [
+        subprocess.Popen([sys.executable, "-c", AT_ONCE, str(tmp_path), start], stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    assert [process.communicate(timeout=60)[1] for process in several] == [""] * 4
+    assert all(process.returncode == 0 for process in several)

@@ -43,7 +43,7 @@ def spawned(home: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def answer(process: subprocess.Popen[str], code: int = 0) -> Any:
     out, err = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == code, err
+    assert process.returncode == code, out + err
     assert "Traceback" not in err
     return json.loads(out)
 

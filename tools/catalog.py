@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import MissingWeights, NotFound, StoreError
 from ..retrievers.chunking import passage_id
+from ..retrievers.stores.databases import opened
 
 if TYPE_CHECKING:
     from ..retrievers.base import Item
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 FILE = "catalog.sqlite"
 REBUILD = "Run `triptych rebuild` with the same --library."
-_BUSY_S = 30.0
 _CHUNK = 500
 
 _TABLES = """
@@ -105,9 +105,8 @@ class Catalog:
         self._lock = RLock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(folder / FILE, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+            self._db = opened(folder / FILE)
             self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_TABLES)
             self._db.execute("INSERT OR IGNORE INTO facts VALUES ('format', ?)", (str(FORMAT),))

@@ -27,6 +27,7 @@ from zlib import crc32
 
 from ...errors import StoreError
 from ..base import Space
+from .databases import opened, remove
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -182,16 +183,9 @@ class Lexicon:
                 raise _failed(error) from error
 
 
-def remove(path: Path) -> None:
-    """Take away the file at `path` and those that SQLite put beside it."""
-    for end in ("", "-wal", "-shm"):
-        path.with_name(path.name + end).unlink(missing_ok=True)
-
-
 def _opened(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+    db = opened(path)
     try:
-        db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")
         db.executescript(_SCHEMA)
         if db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:  # it does not count missing vectors yet

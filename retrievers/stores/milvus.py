@@ -28,9 +28,10 @@ from ..filters import AllOf
 from ..fusion import RRF_K, by_rank, by_score
 from ..text.analysis import terms
 from .connection import LITE, Connection
+from .databases import remove
 from .filters import expression
 from .layouts import Items
-from .lexicon import LEXICAL, Lexicon, remove
+from .lexicon import LEXICAL, Lexicon
 from .rows import ITEM_FIELDS, METRICS, booked, booked_fields, checked, flag, to_item, to_rows
 from .table import BATCH, CALL_S, MAX_K, OWN_WRITES, Leg, Table, batched, parameters
 
