@@ -23,19 +23,24 @@ def plain(passages: Sequence[Passage], dropped: int) -> str:
 
 @dataclass(frozen=True)
 class Budget:
-    """At most `tokens` tokens of `tokenizer`, counted over `render(passages, dropped)`: the whole text a model sees."""
+    """At most `tokens` tokens of `tokenizer`, counted over `render(passages, dropped)`: the whole text a model sees.
+
+    Attributes:
+        protect: regular expressions; what they match is never torn, and reported where it is lost.
+    """
 
     tokens: int
     tokenizer: str = DEFAULT_TOKENIZER
     render: Render = plain
+    protect: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Piece:
     """A run of kept text.
 
-    With a span: `text == item.text[span[0]:span[1]]`. Without: a joiner or fence of ours, or generated text; `why`
-    says which (`"joiner"`, `"fence"`, `"generated"`), and `made_from` from which spans.
+    With a span: `text == item.text[span[0]:span[1]]`. Without: a joiner of ours, or generated text; `why` says which
+    (`"joiner"`, `"generated"`), and `made_from` which spans it stands for.
     """
 
     text: str
@@ -45,12 +50,38 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A part of a kept passage that is not shown; `fetch(id, span)` gives it back.
+
+    Attributes:
+        span: half-open, in the item's text.
+        why: `"budget"` (a whole unit had no room), `"pruned"` (words of a unit that stays), `"duplicate"`.
+        tokens: how many it has.
+        protected: places in it that compression protects (numbers, dates, identifiers, negations, …), lost with it.
+    """
+
+    span: tuple[int, int]
+    why: str
+    tokens: int
+    protected: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class Passage:
-    """What is left of one item. `text` is the pieces joined, nothing else."""
+    """What is left of one item. `text` is the pieces joined, nothing else.
+
+    Attributes:
+        tokens: of `text`: the passage's share of the budget.
+        original: tokens of the item's whole text.
+        cut: what is not shown, in reading order.
+    """
 
     item: Item
     pieces: tuple[Piece, ...]
     score: float = 0.0
+    tokens: int = 0
+    original: int = 0
+    cut: tuple[Cut, ...] = ()
 
     @property
     def text(self) -> str:
@@ -76,6 +107,7 @@ class Refined:
         unused: when under 90 % of the budget is used although more evidence exists: the next whole unit that did
             not fit, with its tokens.
         soft: soft prompts or kept visual tokens, for readers we run ourselves.
+        note: what the reader of the result should know of how it was made, such as another route for some script.
     """
 
     passages: tuple[Passage, ...]
@@ -84,6 +116,7 @@ class Refined:
     dropped: tuple[Dropped, ...] = ()
     unused: str | None = None
     soft: Any = None
+    note: str | None = None
 
 
 class Refiner(ABC):

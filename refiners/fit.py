@@ -10,13 +10,15 @@ space where only words were.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate, chain, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, chain, islice, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import BadInput
-from .base import Dropped, Passage, Piece, Refined
+from .base import Cut, Dropped, Passage, Piece, Refined
+from .protected import spans as protected_spans
+from .protected import whole
 from .tokens import count
 from .units import Unit, units, words
 
@@ -52,10 +54,16 @@ class Words(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What may be kept, most wanted first, and why hits without a part in it are dropped (else `"budget"`)."""
+    """What may be kept, most wanted first.
+
+    Attributes:
+        reasons: why hits without a part in it are dropped, else `"budget"`.
+        left_out: why single parts of other hits are not in it, else `"budget"`.
+    """
 
     parts: tuple[Part, ...]
     reasons: Mapping[int, str] = field(default_factory=dict)
+    left_out: Mapping[Part, str] = field(default_factory=dict)
 
 
 class Evidence:
@@ -81,10 +89,20 @@ class Evidence:
         return self.hits[part.hit].item.text[unit.start : unit.end]
 
     def words(self, part: Part) -> list[Words]:
-        """The words of a part in reading order, each alone; none for a part that is only kept whole."""
+        """The words of a part in reading order, each one span; none for a part that is only kept whole.
+
+        A protected place of several words is one of them.
+        """
         unit = self.unit(part)
-        text = self.hits[part.hit].item.text
-        return [] if unit.whole else [Words(part.hit, (span,)) for span in words(text, unit.start, unit.end)]
+        if unit.whole:
+            return []
+        places = self.protected(part.hit, unit.start, unit.end)
+        found = words(self.hits[part.hit].item.text, unit.start, unit.end)
+        return [Words(part.hit, (span,)) for span in whole(found, places)]
+
+    def protected(self, hit: int, start: int, end: int) -> list[Span]:
+        """The protected places in a part of one hit's text."""
+        return protected_spans(self.hits[hit].item.text, start, end, self.budget.protect)
 
     def closed(self, part: Part) -> Words:
         """A whole part, with those it needs."""
@@ -113,7 +131,7 @@ def fit(hits: Sequence[Hit], budget: Budget, planner: Planner, tail: Tail) -> Re
         raise BadInput(f"The budget is `{budget.tokens}` tokens.", "Ask for at least 1.")
     tokens = [count(hit.item.text, budget.tokenizer) for hit in hits]
     if sum(tokens) <= HOPELESS * budget.tokens + len(hits):
-        untouched = tuple(_untouched(hit) for hit in hits)
+        untouched = tuple(_untouched(hit, n) for hit, n in zip(hits, tokens, strict=True))
         used = count(budget.render(untouched, 0), budget.tokenizer)
         if used <= budget.tokens:
             return Refined(untouched, used, sum(tokens))
@@ -126,7 +144,8 @@ def fit(hits: Sequence[Hit], budget: Budget, planner: Planner, tail: Tail) -> Re
         for n, hit in enumerate(hits)
         if n not in filling.spans
     )
-    return Refined(filling.passages(), filling.used, sum(tokens), dropped, unused)
+    passages = tuple(_accounted(evidence, plan, n, passage) for n, passage in filling.passages())
+    return Refined(passages, filling.used, sum(tokens), dropped, unused)
 
 
 def head(evidence: Evidence, parts: Sequence[Part], sizes: Sequence[int], n: int) -> tuple[int, list[Words]]:
@@ -166,8 +185,9 @@ class _Filling:
             wanted = [*self._evidence.words(self._least(parts)), *wanted]
         return self._use_up(wanted, [self._evidence.closed(part) for part in parts[max(n, 0) :]])
 
-    def passages(self) -> tuple[Passage, ...]:
-        return self._passages(self.spans)
+    def passages(self) -> Iterator[tuple[int, Passage]]:
+        """What is kept, with the number of its hit."""
+        return zip(sorted(self.spans), self._passages(self.spans), strict=True)
 
     def _prefix(self, parts: Sequence[Part]) -> tuple[int, list[int]]:
         """How many of the first parts fit whole (-1: not even the block without passages), and estimated sizes."""
@@ -231,14 +251,23 @@ class _Filling:
             likely = (part for part in parts[: 10 * ATTEMPTS] if self._cost(part) <= self._room - self.used)
             for part in islice(likely, ATTEMPTS):
                 self._try(part)
+        unused = self._fill_up(words, stop=True)
+        later = self._fill_up(parts, stop=False)
+        return unused or later if self.used < FULL * self._room else None
+
+    def _fill_up(self, groups: Sequence[Words], *, stop: bool) -> str | None:
+        """Add what fits of the first groups while the budget is under `FULL`; names the first that does not fit.
+
+        With `stop` nothing behind that one is added, or a text would go on behind a word that it lacks.
+        """
         unused = None
-        for group in islice(chain(words, parts), ATTEMPTS):
-            if self.used >= FULL * self._room:
-                return None
+        for group in groups[:ATTEMPTS]:
+            if self.used >= FULL * self._room or (unused and stop):
+                break
             missing = self._try(group)
             if missing and unused is None:
                 unused = f"{self._name(group)} of `{self._evidence.hits[group.hit].item.id}`: {missing} tokens"
-        return unused if self.used < FULL * self._room else None
+        return unused
 
     def _try(self, group: Words) -> int:
         """Keep `group` if it fits; else how many tokens it would add."""
@@ -257,7 +286,11 @@ class _Filling:
     def _name(self, group: Words) -> str:
         known = {(unit.start, unit.end): unit for unit in self._evidence.units(group.hit)}
         unit = known.get(group.spans[0])
-        return "word" if unit is None else "row" if unit.whole else "sentence"
+        if unit is not None:
+            return unit.kind
+        start, end = group.spans[0]
+        text = self._evidence.hits[group.hit].item.text[start:end]
+        return "protected span" if " " in text else "word"
 
     @staticmethod
     def _add(spans: Mapping[int, frozenset[Span]], groups: Iterable[Words]) -> dict[int, frozenset[Span]]:
@@ -279,16 +312,50 @@ class _Filling:
         )
 
 
-def _untouched(hit: Hit) -> Passage:
+def _untouched(hit: Hit, tokens: int) -> Passage:
     text = hit.item.text
-    return Passage(hit.item, (Piece(text, (0, len(text)), "whole"),) if text else (), hit.score)
+    return Passage(hit.item, (Piece(text, (0, len(text)), "whole"),) if text else (), hit.score, tokens, tokens)
+
+
+def _accounted(evidence: Evidence, plan: Plan, hit: int, passage: Passage) -> Passage:
+    """`passage` with its tokens and with what of its item is not shown."""
+    cut = tuple(
+        Cut((start, end), why, evidence.count(passage.item.text[start:end]), tuple(evidence.protected(hit, start, end)))
+        for start, end, why in _cuts(evidence.units(hit), passage.pieces, plan, hit)
+    )
+    return replace(passage, tokens=evidence.count(passage.text), original=evidence.tokens[hit], cut=cut)
+
+
+def _cuts(known: Sequence[Unit], pieces: Sequence[Piece], plan: Plan, hit: int) -> list[tuple[int, int, str]]:
+    """What of the units no piece shows, and why; neighbours that are not shown for one reason stand together."""
+    kept = [piece.span for piece in pieces if piece.span]
+    found: list[tuple[int, int, str]] = []
+    at, before = 0, True
+    for n, unit in enumerate(known):
+        while at < len(kept) and kept[at][1] <= unit.start:
+            at += 1
+        inside = list(takewhile(lambda span: span[0] < unit.end, kept[at:]))  # noqa: B023
+        why = "pruned" if inside else plan.left_out.get(Part(hit, n), "budget")
+        missing = _gaps(unit.start, unit.end, inside)
+        if missing and found and before and found[-1][2] == why and missing[0][0] == unit.start:
+            missing[0] = (found.pop()[0], missing[0][1])
+        found += [(start, end, why) for start, end in missing]
+        before = bool(missing) and missing[-1][1] == unit.end
+    return found
+
+
+def _gaps(start: int, end: int, kept: Sequence[Span]) -> list[Span]:
+    """The parts of a half-open span that none of `kept` covers."""
+    edges = [start, *chain.from_iterable(kept), end]
+    return [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
 
 
 def _pieces(text: str, known: Sequence[Unit], spans: Iterable[Span]) -> tuple[Piece, ...]:
     """Kept runs in reading order, with a joiner wherever something but white space is left out between two."""
     runs: list[Span] = []
+    values = bool(known) and known[0].kind == "JSON value"
     for start, end in sorted(spans):
-        if runs and (start <= runs[-1][1] or text[runs[-1][1] : start].isspace()):
+        if runs and (start <= runs[-1][1] or _nothing_between(text[runs[-1][1] : start], values)):
             runs[-1] = (runs[-1][0], max(end, runs[-1][1]))
         elif end > start:
             runs.append((start, end))
@@ -299,9 +366,20 @@ def _pieces(text: str, known: Sequence[Unit], spans: Iterable[Span]) -> tuple[Pi
             before = pieces[-1].span[1] if pieces[-1].span else 0
             n = bisect_left(starts, before)
             whole_unit = n < len(known) and known[n].end <= start
-            pieces.append(Piece(_joiner(text[before:start], whole_unit), None, "joiner"))
+            joiner = _comma(known, before, start) if values else _joiner(text[before:start], whole_unit)
+            if joiner:
+                pieces.append(Piece(joiner, None, "joiner", ((before, start),)))
         pieces.append(Piece(text[start:end], (start, end), "kept"))
     return tuple(pieces)
+
+
+def _nothing_between(gap: str, values: bool) -> bool:
+    return gap.isspace() or (values and gap.strip() == ",")
+
+
+def _comma(known: Sequence[Unit], before: int, start: int) -> str:
+    """Between two elements of an array a comma; none behind its opening and before its closing bracket."""
+    return "" if before == known[0].end or start == known[-1].start else ", "
 
 
 def _joiner(gap: str, whole_unit: bool) -> str:

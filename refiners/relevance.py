@@ -109,7 +109,8 @@ def by_relevance(query: Query | None, relevance: Relevance | None = None, floor:
         ordered = [parts[n] for n in np.lexsort((np.arange(len(parts)), -priority)) if parts[n].hit not in below]
         kept = _distinct(evidence, ordered)
         repeated = {part.hit for part in ordered} - {part.hit for part in kept}
-        return Plan(tuple(kept), reasons | dict.fromkeys(repeated, "duplicate"))
+        doubles = dict.fromkeys(set(ordered) - set(kept), "duplicate")
+        return Plan(tuple(kept), reasons | dict.fromkeys(repeated, "duplicate"), doubles)
 
     return plan
 

@@ -1,4 +1,4 @@
-"""What compression keeps or drops: units (a sentence, a list item, a table row, a line of code) and, last, words.
+"""What compression keeps or drops: units (a sentence, a list item, a table row, a line of code, JSON), and last words.
 
 All spans are half-open character offsets in the item's text, without surrounding white space, and never end inside a
 grapheme.
@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import regex
 
 from ..retrievers.chunking import sentences
+from . import json_units
 
 if TYPE_CHECKING:
     from ..retrievers.base import Item
 
+Kind = Literal["sentence", "row", "JSON value"]
+
 _FENCE = regex.compile(r"\s*(?:```|~~~)")
+_JSON_FENCE = regex.compile(r"(?i)\s*(?:```+|~~~+)\s*json")
 _PIPES = regex.compile(r"\s*\|")
 _RULE = regex.compile(r"\s*\|?[\s:|-]*-[\s:|-]*\|[\s:|-]*$")
 _COLUMNS = regex.compile(r"\t|\S {3,}\S")
@@ -40,27 +44,73 @@ class Unit:
 
     Attributes:
         whole: never cut into words: a table row, a line of code, an item without text.
-        needs: units without which this one cannot be read: the head of its table, the fences of its code block.
+        needs: units without which this one cannot be read: the head of its table, the fences of its code block, the
+            brackets of its array.
+        kind: what it is called when it does not fit. Between JSON values stands a comma, and nothing else.
     """
 
     start: int
     end: int
     whole: bool = False
     needs: tuple[int, ...] = ()
+    kind: Kind = "sentence"
 
 
 def units(item: Item) -> tuple[Unit, ...]:
     """The units of an item in reading order; one empty unit where there is no text but something to show."""
     text = item.text
-    spans = [_stripped(text, start, end) for start, end in sentences(text)]
+    if json_units.is_json(text):
+        return _json(text)
+    if json_units.are_lines(text):
+        return tuple(Unit(*span, whole=True, kind="row") for span in _lines(text))
+    spans = _fenced(text, [_stripped(text, start, end) for start, end in sentences(text)])
     if not spans:
         return (Unit(0, 0, whole=True),) if item.media is not None else ()
     in_code = bool(_CODE_MIME.match(str(item.meta.get("mime", ""))))
     needs = _needs(text, spans)
     return tuple(
-        Unit(start, end, in_code or n in needs or _is_whole(text, start, end), needs.get(n, ()))
+        _unit(start, end, in_code or n in needs or _is_whole(text, start, end), needs.get(n, ()))
         for n, (start, end) in enumerate(spans)
     )
+
+
+def _unit(start: int, end: int, whole: bool, needs: tuple[int, ...]) -> Unit:
+    return Unit(start, end, whole, needs, "row" if whole else "sentence")
+
+
+def _json(text: str) -> tuple[Unit, ...]:
+    """The brackets and the elements of an array; any other value, or an empty array, as one unit."""
+    first, last = len(text) - len(text.lstrip()), len(text.rstrip())
+    found = list(json_units.elements(text)) if json_units.is_array(text) else []
+    if not found:
+        return (Unit(first, last, whole=True, kind="JSON value"),)
+    brackets = (0, len(found) + 1)
+    values = [Unit(start, end, True, brackets, "JSON value") for start, end in found]
+    opening = Unit(first, first + 1, True, brackets, "JSON value")
+    return (opening, *values, Unit(last - 1, last, True, brackets, "JSON value"))
+
+
+def _lines(text: str) -> Iterator[tuple[int, int]]:
+    """Spans of the lines that hold something, without white space around them."""
+    for line in regex.finditer(r"[^\n]+", text):
+        start, end = line.span()
+        if line.group().strip():
+            yield end - len(line.group().lstrip()), start + len(line.group().rstrip())
+
+
+def _fenced(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """`spans`, those inside a fence that is marked as JSON as one."""
+    made: list[tuple[int, int]] = []
+    inside = merged = False
+    for start, end in spans:
+        fence = _FENCE.match(text, start, end)
+        if inside and merged and not fence and not _FENCE.match(text, *made[-1]):
+            made[-1] = (made[-1][0], end)
+            continue
+        if fence:
+            inside, merged = not inside, bool(_JSON_FENCE.match(text, start, end))
+        made.append((start, end))
+    return made
 
 
 def words(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, pairwise
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +26,9 @@ from triptych.progress import reporting
 from triptych.refiners.base import Budget, Passage, Refined, Refiner, plain
 from triptych.refiners.fit import FULL
 from triptych.refiners.hard.extractive import Extractive
-from triptych.refiners.hard.llmlingua import LLMLingua, protected
+from triptych.refiners.hard.llmlingua import LLMLingua
 from triptych.refiners.hard.truncate import Truncate
+from triptych.refiners.protected import protected, spans
 from triptych.refiners.relevance import TokenRelevance, relevance_of
 from triptych.refiners.tokens import count
 from triptych.refiners.units import units, words
@@ -109,14 +111,30 @@ def check(refined: Refined, given_hits: Sequence[Hit], budget: Budget) -> None:
         for n, piece in enumerate(passage.pieces):
             if piece.span is None:
                 assert piece.why == "joiner"
-                assert piece.text in {" ", "\n", " … ", "\n…\n"}
+                assert piece.text in {" ", "\n", " … ", "\n…\n", ", "}
                 assert 0 < n < len(passage.pieces) - 1
+                assert piece.made_from == ((last, (passage.pieces[n + 1].span or (0, 0))[0]),)
                 continue
             start, end = piece.span
             assert last <= start < end
             assert piece.text == text[start:end]
             assert {start, end} <= ends
             last = end
+        check_account(passage)
+
+
+def check_account(passage: Passage) -> None:
+    """Every character of the item is shown or accounted for, but for white space and the commas of arrays."""
+    text = passage.item.text
+    assert (passage.tokens, passage.original) == (count(passage.text), count(text))
+    spans = sorted([piece.span for piece in passage.pieces if piece.span] + [cut.span for cut in passage.cut])
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
+    between = [text[a:b] for a, b in pairwise([0, *chain.from_iterable(spans), len(text)])][::2]
+    assert not "".join(between).strip().strip(",").strip(", \n")
+    for cut in passage.cut:
+        assert cut.why in {"budget", "pruned", "duplicate"}
+        assert cut.tokens == count(text[slice(*cut.span)])
+        assert all(cut.span[0] <= start < end <= cut.span[1] for start, end in cut.protected)
 
 
 # contract
@@ -352,6 +370,114 @@ def test_token_relevance_reads_the_tokens_inside_a_span() -> None:
     assert relevance_of(SimpleNamespace()) is None
 
 
+# JSON
+
+
+ROWS = [{"city": name, "rate": rate} for name, rate in (("Berlin", 120), ("Paris", 150), ("Rome", 140), ("Oslo", 190))]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("tokens", range(14, 60, 4))
+def test_an_array_loses_elements_and_stays_json(refiner: Refiner, tokens: int, indent: int | None) -> None:
+    given_hits = hits([json.dumps(ROWS, indent=indent), PARIS])
+    refined = refiner.refine(Query("What is the rate in Rome?"), given_hits, Budget(tokens))
+    check(refined, given_hits, Budget(tokens))
+    for passage in refined.passages:
+        if passage.item.id == "p0":
+            kept = json.loads(passage.text)
+            assert [row for row in ROWS if row in kept] == kept
+
+
+def test_an_object_is_kept_whole_or_dropped(refiner: Refiner) -> None:
+    given_hits = hits([json.dumps({"rates": ROWS, "note": "Berlin. Not Paris."}), "Rates are below 200 in every city."])
+    for tokens in range(12, 80, 6):
+        refined = refiner.refine(Query("Rates in Berlin"), given_hits, Budget(tokens))
+        check(refined, given_hits, Budget(tokens))
+        assert all(p.text == p.item.text for p in refined.passages if p.item.id == "p0")
+
+
+def test_json_lines_and_json_in_a_fence_stay_whole() -> None:
+    lines = "\n".join(json.dumps({"note": f"Berlin {n}. And Paris. And Rome."}) for n in range(5))
+    assert len(units(Item("x", lines, Source("a.md")))) == 5
+    fenced = f"See this:\n\n```json\n{json.dumps(ROWS, indent=1)}\n```\n\nThen go on."
+    found = [fenced[u.start : u.end] for u in units(Item("x", fenced, Source("a.md")))]
+    assert json.loads(found[2]) == ROWS
+    assert [found[0], found[1], found[3], found[4]] == ["See this:", "```json", "```", "Then go on."]
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(max_size=8), lambda v: st.lists(v, max_size=4), max_leaves=12))
+def test_any_array_stays_json(value: Any) -> None:
+    given_hits = hits([json.dumps([value, [value], "Berlin"]), BERLIN])
+    for tokens in (4, 9, 20):
+        try:
+            refined = Extractive().refine(QUERY, given_hits, Budget(tokens))
+        except BadInput:
+            continue
+        check(refined, given_hits, Budget(tokens))
+        assert all(isinstance(json.loads(p.text), list) for p in refined.passages if p.item.id == "p0")
+
+
+# protected places
+
+
+def test_protected_places() -> None:
+    text = (
+        "It did not rain on 3 March 2024 at 9:30 am; 12 mg of `let x` cost $1.2 billion, “as Anna said”, in API_KEY "
+        "[of this page](http://a.org/b), see https://a.org/x?y=1."
+    )
+    assert [text[start:end] for start, end in spans(text, 0, len(text))] == [
+        "not rain", "3 March 2024", "9:30 am", "12 mg", "`let x`", "$1.2 billion", "“as Anna said”", "API_KEY",
+        "[of this page](http://a.org/b)", "https://a.org/x?y=1",
+    ]  # fmt: skip
+    assert doctest.testmod(importlib.import_module("triptych.refiners.protected")).failed == 0
+
+
+@pytest.mark.parametrize("tokens", range(4, 40))
+def test_no_protected_place_is_torn_and_lost_ones_are_reported(refiner: Refiner, tokens: int) -> None:
+    text = (
+        "The night at the inn does not cost 120 EUR on 3 March 2024, and “breakfast is served late” costs 15 EUR more."
+    )
+    kept = refiner.refine(QUERY, hits([text]), Budget(tokens)).passages[0]
+    lost = [text[start:end] for cut in kept.cut for start, end in cut.protected]
+    for place in ("not cost", "120 EUR", "3 March 2024", "“breakfast is served late”", "15 EUR"):
+        assert (place in kept.text) != (place in lost)
+
+
+def test_patterns_of_the_caller_are_protected() -> None:
+    text = "The permit of the blue heron colony was renewed by the board of the eastern district in spring."
+    for tokens in range(1, 18):
+        budget = Budget(tokens, protect=("blue heron colony",))
+        try:
+            kept = Truncate().refine(None, hits([text]), budget).passages[0]
+        except BadInput:
+            continue
+        reported = [text[start:end] for cut in kept.cut for start, end in cut.protected]
+        assert ("blue heron colony" in kept.text) != ("blue heron colony" in reported)
+        assert not kept.text.endswith(("blue", "heron"))
+
+
+@pytest.mark.parametrize(("pattern", "says"), [("(", "is wrong"), (r"(a|aa)+$", "takes more than")])
+def test_a_bad_pattern_is_named(pattern: str, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        Truncate().refine(None, hits(["a" * 60 + " b. Then more."]), Budget(4, protect=(pattern,)))
+
+
+def test_relevant_passages_get_more_of_the_budget() -> None:
+    about = "A hotel night in Berlin costs 120 EUR. Another hotel night in Berlin costs 90 EUR. "
+    other = "The museum of trains is open. The museum of ships is closed. "
+    refined = Extractive(Overlap(), floor=0.0).refine(QUERY, hits([other * 5, about * 5], [0.5, 0.5]), Budget(60))
+    share = {passage.item.id: passage.tokens for passage in refined.passages}
+    assert share["p1"] > share.get("p0", 0)
+    assert {passage.original for passage in refined.passages} == {count(text) for text in (other * 5, about * 5)}
+
+
+def test_what_was_said_before_is_cut_as_a_duplicate() -> None:
+    said = "A hotel night in Berlin costs 120 EUR at most."
+    more = "A hotel night in Berlin at the lake costs more."
+    refined = Extractive().refine(QUERY, hits([f"{said} {PARIS}", f"{more} {said} {PARIS}"]), Budget(60))
+    assert "duplicate" in {cut.why for passage in refined.passages for cut in passage.cut}
+
+
 # LLMLingua at the edge
 
 
@@ -359,7 +485,6 @@ def test_protected_words() -> None:
     words_of = "The dose must not exceed 12 mg of API_KEY for Anna at a.b@c.org or none".split()
     kept = [word for word, holds in zip(words_of, protected(words_of), strict=True) if holds]
     assert kept == ["not", "exceed", "12", "mg", "API_KEY", "Anna", "a.b@c.org", "none"]
-    assert doctest.testmod(importlib.import_module("triptych.refiners.hard.llmlingua")).failed == 0
 
 
 @pytest.mark.parametrize("tokens", range(20, 60))

@@ -22,7 +22,7 @@ from triptych.tools.evaluation.environment import environment
 from triptych.tools.evaluation.result import Arm, DataInfo, Result
 
 K_QUALITY, K_COST = 100, 10
-SIZES, QUICK_SIZES = (1_000, 10_000, 100_000), (1_000,)
+SIZES, QUICK_SIZES = (1_000, 20_000, 100_000), (1_000,)
 QUERIES, QUICK_QUERIES = 120, 50
 ASK_S, QUICK_ASK_S = 120.0, 10.0
 """After so long, no further queries of a cost cell are asked; the result says how many were."""
