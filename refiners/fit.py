@@ -32,6 +32,8 @@ HOPELESS = 2
 """Texts of more than this many budgets are not rendered to see whether they fit."""
 ATTEMPTS = 24
 """How many single parts or words are counted exactly to use what room is left."""
+LEAST = 200
+"""Parts among which the smallest block is looked for."""
 GUESSES = 6
 """Interpolations before a search falls back to halving."""
 
@@ -182,7 +184,7 @@ class _Filling:
         if self.used > self._room and not parts:
             raise _too_small(self._room, self.used)
         if parts and not self.spans:
-            wanted = [*self._evidence.words(self._least(parts)), *wanted]
+            wanted = [*self._least(parts), *wanted]
         return self._use_up(wanted, [self._evidence.closed(part) for part in parts[max(n, 0) :]])
 
     def passages(self) -> Iterator[tuple[int, Passage]]:
@@ -228,19 +230,24 @@ class _Filling:
             n = bisect_right(sizes, sizes[n] + self._room - used) - 1 if guesses < GUESSES else (low + high) // 2
         return low
 
-    def _least(self, parts: Sequence[Part]) -> Part:
-        """Keep the smallest block that holds evidence: the first word of some hit's most wanted part, or all of it.
+    def _least(self, parts: Sequence[Part]) -> list[Words]:
+        """Keep the smallest block that holds evidence: one word, or one part that has none. Answers that part's words.
 
         Raises:
             BadInput: it does not fit.
         """
-        best = list({part.hit: part for part in reversed(parts)}.values())
-        blocks = [self._add({}, (self._evidence.words(part) or [self._evidence.closed(part)])[:1]) for part in best]
-        used, n = min((self._measure(spans), n) for n, spans in enumerate(blocks))
+        shortest: dict[int, tuple[int, Words, Part]] = {}
+        for part in parts[:LEAST]:
+            for group in self._evidence.words(part) or [self._evidence.closed(part)]:
+                cost = self._cost(group)
+                if part.hit not in shortest or cost < shortest[part.hit][0]:
+                    shortest[part.hit] = cost, group, part
+        blocks = [(self._add({}, [group]), part) for _, group, part in shortest.values()]
+        used, n = min((self._measure(spans), n) for n, (spans, _) in enumerate(blocks))
         if used > self._room:
             raise _too_small(self._room, used)
-        self.spans, self.used = blocks[n], used
-        return best[n]
+        (self.spans, part), self.used = blocks[n], used
+        return self._evidence.words(part)
 
     def _use_up(self, words: Sequence[Words], parts: Sequence[Words]) -> str | None:
         """Add what still fits, in order; where the budget stays under `FULL`, name the first that does not.
