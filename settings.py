@@ -19,6 +19,7 @@ from .errors import BadInput
 
 QUALITIES = ("default", "high")
 _PATHS = ("home",)
+_FLAGS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 _INTEGERS = ("max_tokens", "max_tokens_cap", "depth", "rerank_depth", "threads")
 
 
@@ -31,6 +32,9 @@ class Settings:
         profile: the profile these settings came from.
         encoder, reranker, refiner: system ids (see `triptych systems`), `"none"` where a stage is off.
         lm: the weights of the small language model that perplexity systems use.
+        pruning: how these decide about words: `"exact"` as published, `"fast"` in one pass, an approximation.
+        pruning_reach: what `llmlingua` prunes: `"edge"`, sentences at the edge of the budget, or `"all"`, the whole
+            context, as published.
         speech: the weights that recognise speech in sound and video: `moonshine_tiny_en` (English) or `whisper_base`
             (99 languages, extra `whisper`).
         tags: the weights that name what pictures show.
@@ -40,12 +44,18 @@ class Settings:
             that all libraries share, each as a tenant of a random name.
         store_token: `user:password` or the key that this server asks for; never shown, logged or written.
         tokenizer: what budgets are counted in.
+        image_tokens: the formula that pictures are counted by: `anthropic`, `anthropic_area`, `openai_tiles`,
+            `openai_patches`, `openai_mini`, `openai_nano`, `gemini` or `gemini_3` (see `tools.image_cost`).
         max_tokens, max_tokens_cap: default and largest budget of tools that return evidence.
         depth: how many hits are searched; the first `rerank_depth` of them are reranked.
+        protect: regular expressions, one a line: what they match is never torn by compression, and reported where it
+            is lost.
         quality: `"default"` keeps the latency bar, `"high"` takes the better and slower systems.
         precision: `"float32"`, `"bfloat16"`, `"int8"` (the text encoder; other models as in `"auto"`), or `"auto"`:
             each model in the fastest of these that it has and the processor computes in.
         threads: how many threads models compute with, 0 for torch's own choice.
+        archives: what is in archives (zip, tar, gzip, bzip2, xz) is indexed too; an archive that a library has opened
+            once is opened again whatever this says.
     """
 
     home: Path
@@ -54,6 +64,8 @@ class Settings:
     reranker: str = "maxsim"
     refiner: str = "llmlingua"
     lm: str = "smollm2_135m_instruct"
+    pruning: str = "exact"
+    pruning_reach: str = "edge"
     speech: str = "moonshine_tiny_en"
     tags: str = "image_tags"
     spaces: str = ""
@@ -61,18 +73,26 @@ class Settings:
     store_collection: str = ""
     store_token: str = field(default="", repr=False)
     tokenizer: str = "o200k_base"
+    image_tokens: str = "anthropic"
     max_tokens: int = 6000
     max_tokens_cap: int = 20000
     depth: int = 50
     rerank_depth: int = 25
+    protect: str = ""
     quality: str = "default"
     precision: str = "auto"
     threads: int = 0
+    archives: bool = False
 
     @property
     def further(self) -> tuple[str, ...]:
         """The ids in `spaces`."""
         return tuple(name.strip() for name in self.spaces.split(",") if name.strip() not in ("", "none"))
+
+    @property
+    def protected(self) -> tuple[str, ...]:
+        """The patterns in `protect`."""
+        return tuple(line.strip() for line in self.protect.splitlines() if line.strip())
 
     @property
     def libraries(self) -> Path:
@@ -152,6 +172,10 @@ def _typed(name: str, value: Any) -> Any:
         raise BadInput(f"Unknown setting `{name}`.", f"Did you mean `{near[0]}`?" if near else "")
     if name in _PATHS:
         return Path(value)
+    if name == "archives":
+        if str(value).lower() not in _FLAGS:
+            raise BadInput(f"Setting `{name}` is `{value}`.", "It must be 1 or 0.")
+        return _FLAGS[str(value).lower()]
     if name not in _INTEGERS:
         return str(value)
     try:

@@ -13,6 +13,7 @@ from ..errors import BadInput, Cancelled
 from .command import register
 
 if TYPE_CHECKING:
+    from ..tools.library import Triptych
     from ..tools.schemas import IndexOut, WatchOut
     from .command import Run
 
@@ -26,6 +27,7 @@ command = functools.partial(register, upkeep)
 @command("index")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--prune", is_flag=True, help="Forget files under PATH that no longer exist.")
+@click.option("--archives", is_flag=True, help="Also index what is in archives (zip, tar, gzip, bzip2, xz).")
 @click.option("--rebuild", is_flag=True, help="Throw everything away and index it again: for a change of model.")
 @click.option("--space", "spaces", multiple=True, metavar="ID", help="Add the space of this encoder; can be repeated.")
 @click.option("--routes", metavar="A,B", help="Spaces that searches ask from now on; `all` for all of them.")
@@ -35,6 +37,7 @@ def index(
     run: Run,
     paths: tuple[str, ...],
     prune: bool,
+    archives: bool,
     rebuild: bool,
     spaces: tuple[str, ...],
     routes: str | None,
@@ -49,9 +52,10 @@ def index(
     if poll and not watch:
         raise BadInput("`--poll` is about `--watch`.", "Give both.")
     if watch:
-        run.show(_watched(run, [Path(path) for path in paths], poll or None), render.watched)
+        library = run.open(archives=archives or None)
+        run.show(_watched(run, library, [Path(path) for path in paths], poll or None), render.watched)
         return STOPPED
-    with run.out.working(), run.open() as library:
+    with run.out.working(), run.open(archives=archives or None) as library:
         result = library.index(
             [Path(path) for path in paths], prune=prune, rebuild=rebuild, spaces=spaces, routes=_routes(routes)
         )
@@ -65,11 +69,10 @@ def _routes(given: str | None) -> list[str] | None:
     return [] if given == "all" else [name.strip() for name in given.split(",") if name.strip()]
 
 
-def _watched(run: Run, paths: list[Path], poll: bool | None) -> WatchOut:
+def _watched(run: Run, library: Triptych, paths: list[Path], poll: bool | None) -> WatchOut:
     """What all rounds did, once Ctrl-C has stopped them."""
     from ..tools.schemas import WatchOut
 
-    library = run.open()
     done = WatchOut(library=library.name, rounds=0, indexed=0, removed=0, items=0, problems=[])
     try:
         with run.out.working(), library:

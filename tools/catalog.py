@@ -34,6 +34,8 @@ FORMAT = 1
 FILE = "catalog.sqlite"
 REBUILD = "Run `triptych rebuild` with the same --library."
 _CHUNK = 500
+_AFTER = "0"
+"""The character after `/`: what begins with `uri/` sorts before `uri0`."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -54,6 +56,9 @@ CREATE INDEX IF NOT EXISTS passages_by_state ON passages (state, modality);
 @dataclass(frozen=True)
 class FileRow:
     """One file as it was last read; with `error_type` it could not be, and has no passages.
+
+    An archive that was opened has no passages of its own: each file in it has a row, whose uri is the archive's with
+    the file's name below it, and whose `mtime_ns` is the archive's.
 
     With `MissingWeights` it was read as far as that goes, with `NotFound` it is gone and some of its passages are
     lost: it has passages, and is read again next time.
@@ -151,6 +156,11 @@ class Catalog:
     def files(self, prefix: str = "") -> list[FileRow]:
         """Rows of all files whose uri starts with `prefix`, by uri."""
         rows = self._all("SELECT * FROM files WHERE substr(uri, 1, ?) = ? ORDER BY uri", len(prefix), prefix)
+        return [_file_row(row) for row in rows]
+
+    def inside(self, uri: str) -> list[FileRow]:
+        """Rows of all files inside the archive (or folder) `uri`, by uri."""
+        rows = self._all("SELECT * FROM files WHERE uri > ? AND uri < ? ORDER BY uri", f"{uri}/", f"{uri}{_AFTER}")
         return [_file_row(row) for row in rows]
 
     def counts(self) -> dict[str, int]:
@@ -281,9 +291,12 @@ class Catalog:
             self._db.execute("UPDATE passages SET state = 'retired'")
 
     def forget_empty(self) -> None:
-        """Remove the rows of readable files that have no live passage left."""
+        """Remove the rows of readable files that have no live passage left; an archive has those of what is in it."""
         self._run(
-            "DELETE FROM files WHERE error_type IS NULL AND uri NOT IN (SELECT uri FROM passages WHERE state = 'live')"
+            "DELETE FROM files WHERE error_type IS NULL AND uri NOT IN (SELECT uri FROM passages WHERE state = 'live') "
+            "AND NOT EXISTS (SELECT 1 FROM passages AS held WHERE held.state = 'live' "
+            "AND held.uri > files.uri || '/' AND held.uri < files.uri || ?)",
+            _AFTER,
         )
 
     def _put(self, row: FileRow) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import StoreError
 from ..progress import step
+from ..retrievers.readers.detect import archive_of
 from ..retrievers.stores.auditing import Audit
 from .catalog import digest
 from .indexing import changed, sha256
@@ -130,12 +131,12 @@ def _compare(found: Findings, row: Audited, right: Expected | None, space: str) 
 
 
 def stale(rows: Iterable[FileRow], roots: Roots) -> Iterator[StaleFile]:
-    """Files that are gone, or have other bytes than when they were read."""
+    """Files that are gone, or have other bytes than when they were read; those in archives change with these."""
     for row in rows:
         path = roots.find(row.uri)
         if path is None:
             yield StaleFile(uri=row.uri, why="gone")
-        elif _differs(row, path):
+        elif archive_of(path) is None and _differs(row, path):
             yield StaleFile(uri=row.uri, why="changed")
 
 

@@ -19,13 +19,14 @@ from ..manifests.registry import card
 from ..manifests.weights import hash_of
 from ..retrievers.base import Query, Where
 from ..retrievers.readers.base import Limits
+from ..retrievers.readers.detect import archive_of
 from ..retrievers.stores.lexicon import LEXICAL
 from .catalog import FILE, Catalog, FileRow
 from .checking import verified
-from .indexing import Indexing
+from .indexing import ARCHIVES, Indexing
 from .mending import Mending
 from .operations import Clock
-from .roots import Found, Roots, existing, files_at, files_below
+from .roots import Found, Roots, covers, existing, files_at, files_below
 from .schemas import FileProblem, IndexOut, LibraryOut, RebuildOut, VerifyOut
 from .spaces import FACT as SPACES
 from .spaces import Spaces
@@ -107,6 +108,7 @@ class Collection:
         clock = Clock()
         targets = [existing(path) for path in paths]
         with writing(self._folder):
+            opened = {row.uri for row in self._catalog.files() if row.mime in ARCHIVES} if rebuild else ()
             if rebuild:
                 targets += self._start_anew()
             if spaces:
@@ -115,7 +117,7 @@ class Collection:
                 self._choose(routes)
             roots = self._with_roots_for(targets)
             found = list({file.uri: file for target in targets for file in files_below(target, roots)}.values())
-            return self._bring(found, self._gone(targets, found, roots) if prune else [], clock)
+            return self._bring(found, self._gone(targets, found, roots) if prune else [], clock, opened)
 
     def _choose(self, routes: Sequence[str]) -> None:
         """Remember the spaces that searches ask; none: all of them."""
@@ -140,14 +142,16 @@ class Collection:
             gone = {row.uri: row for row in rows if row.uri not in found and roots.find(row.uri) is None}
             return self._bring(list(found.values()), list(gone.values()), clock)
 
-    def _bring(self, found: Sequence[Found], gone: Sequence[FileRow], clock: Clock) -> IndexOut:
-        """Index and remove. Only within `writing`."""
+    def _bring(
+        self, found: Sequence[Found], gone: Sequence[FileRow], clock: Clock, opened: Iterable[str] = ()
+    ) -> IndexOut:
+        """Index and remove; of archives also those in `opened`. Only within `writing`."""
         clear_leftovers(self.retriever(), self._catalog)
         encoder = self._stages.encoder_or_none()
         self._remember_encoder(encoder)
         lost = self._catalog.files_of(self._missing())
         encoded, limits = encoder is not None, self._limits()
-        run = Indexing(self.retriever(), self._catalog, encoded=encoded, suspect=lost, limits=limits)
+        run = Indexing(self.retriever(), self._catalog, encoded=encoded, suspect=lost, limits=limits, opened=opened)
         try:
             run.run(found)
             run.remove(gone)
@@ -315,7 +319,8 @@ class Collection:
     def _start_anew(self) -> list[Path]:
         """Empty store and catalogue; answers the files that were in them and are still there."""
         roots = Roots(self._catalog.roots())
-        known = [path for row in self._catalog.files() if (path := roots.find(row.uri)) is not None]
+        paths = [path for row in self._catalog.files() if (path := roots.find(row.uri)) is not None]
+        known = list(dict.fromkeys(archive_of(path) or path for path in paths))
         self._store.erase()
         self.spaces.erase()
         self._catalog.start_anew()
@@ -334,11 +339,11 @@ class Collection:
         here = {file.uri for file in found}
         folders = [target for target in targets if target.is_dir()]
         below = [row for folder in folders for row in self._catalog.files(f"{roots.uri_of(folder)}/")]
-        return [row for row in {row.uri: row for row in below}.values() if row.uri not in here]
+        return [row for row in {row.uri: row for row in below}.values() if not covers(here, row.uri)]
 
     def _limits(self) -> Limits:
         settings = self._stages.settings
-        return Limits(weights=settings.weights, speech=settings.speech, tags=settings.tags)
+        return Limits(weights=settings.weights, speech=settings.speech, tags=settings.tags, archives=settings.archives)
 
     def _remember_encoder(self, encoder: Encoder | None) -> None:
         if encoder is not None and self._catalog.fact("encoder") is None:

@@ -1,25 +1,30 @@
 """Bringing files into a library: walk, compare, read, cut, encode, store, acknowledge.
 
 Files are acknowledged one by one (see `writing`), and their passages never stand in memory all at once. One bad file
-never stops the others.
+never stops the others. What is in an archive that is opened is a file as any other; it is looked at when the archive
+has changed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import Cancelled, Forbidden, MissingWeights, NotFound, TimedOut, TriptychError, UnreadableFile
 from ..progress import step
 from ..retrievers.chunking import chunks
 from ..retrievers.filters import iso
-from ..retrievers.readers import read
+from ..retrievers.readers import archive as archives
+from ..retrievers.readers import read, read_open
+from ..retrievers.readers.base import Limits
 from .catalog import FileRow, digest
+from .roots import covers, is_wanted_inside
 from .schemas import FileProblem
 from .writing import Writer, clear_leftovers, delete_passages
 
@@ -29,9 +34,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..retrievers.base import Item, Retriever
-    from ..retrievers.readers.base import Document, Limits
+    from ..retrievers.readers.archive import Archive
+    from ..retrievers.readers.base import Document
     from .catalog import Catalog
     from .roots import Found
+
+ARCHIVES = frozenset(archives.MIMES.values())
+"""MIME types of the rows of archives that were opened: these are opened again."""
 
 _BLOCK = 1 << 20
 _LATEST = (1 << 63) - 1
@@ -41,7 +50,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Tally:
-    """What one run did."""
+    """What one run did. An archive that is opened is a file, and so is each file in it."""
 
     files: int = 0
     indexed: int = 0
@@ -70,6 +79,7 @@ class Indexing:
         intact: for mending: digest by id of the passages that the store has as they should be. They are not encoded
             again, and stay where their file can no longer be read.
         limits: of what is read of a file, and the models that read it.
+        opened: uris of archives that are opened whatever `limits` say.
     """
 
     def __init__(
@@ -81,13 +91,15 @@ class Indexing:
         suspect: Iterable[str] = (),
         intact: Mapping[str, str] | None = None,
         limits: Limits | None = None,
+        opened: Iterable[str] = (),
     ) -> None:
         self._retriever = retriever
         self._catalog = catalog
         self._encoded = encoded
         self._suspect = frozenset(suspect)
         self._intact = intact
-        self._limits = limits
+        self._limits = limits or Limits()
+        self._opened = frozenset(opened)
         self._writer = Writer(retriever, catalog, self._acknowledged)
         self.tally = Tally()
 
@@ -131,19 +143,78 @@ class Indexing:
 
     def _bring(self, file: Found) -> None:
         try:
-            row = self._row_to_read(file)
-        except (TriptychError, OSError) as error:
-            self._fail(self._catalog.file(file.uri) or FileRow(file.uri, "", 0, 0), error)
+            with _reading(file.uri):
+                row = self._row_to_read(file)
+                archive = None if row is None else self._archive(file)
+        except _Unread as failed:
+            self._fail(self._catalog.file(file.uri) or FileRow(file.uri, "", 0, 0), failed.error)
             return
         if row is None:
-            self.tally.unchanged += 1
+            self._leave(file.uri)
+        elif archive is None:
+            self._read(row, partial(read, file.path, file.uri, self._limits))
+        else:
+            self._unpack(archive, row)
+
+    def _archive(self, file: Found) -> Archive | None:
+        """The archive in `file`, None where it is none or nobody asked for it to be opened."""
+        known = self._catalog.file(file.uri)
+        asked = self._limits.archives or file.uri in self._opened or (known is not None and known.mime in ARCHIVES)
+        return archives.at(file.path, file.uri, self._limits) if asked else None
+
+    def _leave(self, uri: str) -> None:
+        """Count a file that has not changed, and what is in it."""
+        known = self._catalog.file(uri)
+        inside = len(self._catalog.inside(uri)) if known is not None and known.mime in ARCHIVES else 0
+        self.tally.files += inside
+        self.tally.unchanged += 1 + inside
+
+    def _unpack(self, archive: Archive, row: FileRow) -> None:
+        """Bring in the files in `archive`, which is closed then; those that it has no longer go."""
+        with archive:
+            wanted = [name for name in archive.names if _is_wanted(archive, name)]
+            for done, name in enumerate(wanted):
+                step(done, len(wanted), f"files in {row.uri}")
+                self.tally.files += 1
+                self._bring_member(archive, name, replace(row, uri=f"{row.uri}/{name}"))
+            for message, hint in archive.left_out():
+                kind = UnreadableFile.__name__
+                self.tally.problems.append(FileProblem(uri=row.uri, type=kind, message=message, hint=hint))
+        here = {f"{row.uri}/{name}" for name in wanted}
+        self.remove(known for known in self._catalog.inside(row.uri) if not covers(here, known.uri))
+        self._writer.end(replace(row, mime=archive.mime), [])
+
+    def _bring_member(self, archive: Archive, name: str, row: FileRow) -> None:
+        try:
+            with _reading(row.uri):
+                file = archive.opened(name)
+        except _Unread as failed:
+            self._fail(replace(row, content_hash="", size=archive.size(name)), failed.error)
             return
+        with file:
+            row = replace(row, content_hash=_hashed(file), size=archive.size(name))
+            file.seek(0)
+            if self._has(row):
+                self._leave(row.uri)
+                return
+            try:
+                with _reading(row.uri):
+                    inner = archive.inner(file, row.uri)
+            except _Unread as failed:
+                self._fail(row, failed.error)
+                return
+            if inner is None:
+                self._read(row, partial(read_open, file, row.uri, self._limits))
+            else:
+                self._unpack(inner, row)
+
+    def _read(self, row: FileRow, reader: Callable[[], Document]) -> None:
         ids: list[str] = []
         try:
-            with _reading(file.uri):
-                document = read(file.path, file.uri, self._limits)
+            with _reading(row.uri):
+                document = reader()
             row = replace(row, mime=document.mime)
-            for item in _one_by_one(chunks(document, row.content_hash), file.uri):
+            for item in _one_by_one(chunks(document, row.content_hash), row.uri):
                 ids.append(item.id)
                 dated = _dated(item, row.mtime_ns)
                 self._writer.put(dated, stored=self._is_intact(dated))
@@ -151,6 +222,7 @@ class Indexing:
             self._writer.discard(ids)
             self._fail(row, failed.error)
         else:
+            self.remove(self._catalog.inside(row.uri))  # what it had as an archive, if it was one
             self._writer.end(self._remarked(row, document), ids)
 
     def _row_to_read(self, file: Found) -> FileRow | None:
@@ -161,16 +233,25 @@ class Indexing:
         if known and self._is_unchanged(known, file.path):
             return None
         row = self._row(file)
-        if known and not self._must_read(known) and known.content_hash == row.content_hash:
-            self._catalog.put(replace(known, size=row.size, mtime_ns=row.mtime_ns))
-            return None
-        return row
+        return None if self._has(row) else row
+
+    def _has(self, row: FileRow) -> bool:
+        """Whether the library has the file with the same content; then the rest is brought up to date."""
+        known = self._catalog.file(row.uri)
+        if known is None or self._must_read(known) or known.content_hash != row.content_hash:
+            return False
+        self._catalog.put(replace(known, size=row.size, mtime_ns=row.mtime_ns))
+        return True
 
     def _is_unchanged(self, known: FileRow, path: Path) -> bool:
         stat = path.stat()
         return not self._must_read(known) and (known.size, known.mtime_ns) == (stat.st_size, changed(stat))
 
     def _must_read(self, known: FileRow) -> bool:
+        inside = self._catalog.inside(known.uri) if known.mime in ARCHIVES else ()
+        return any(self._is_wrong(row) for row in (known, *inside))
+
+    def _is_wrong(self, known: FileRow) -> bool:
         gained_vectors = self._encoded and not known.encoded
         return known.error_type is not None or gained_vectors or known.uri in self._suspect
 
@@ -197,11 +278,19 @@ class Indexing:
 
     def _fail(self, row: FileRow, error: Exception) -> None:
         problem = _problem(row.uri, error)
+        inside = self._catalog.inside(row.uri)
         if self._intact is not None:
-            self.keep_intact(self._catalog.file(row.uri) or row, problem)
+            for known in (self._catalog.file(row.uri) or row, *inside):
+                self.keep_intact(known, problem)
             return
+        self.remove(inside)
         self.tally.problems.append(problem)
         delete_passages(self._retriever, self._catalog, self._catalog.acknowledge(_with_problem(row, problem), []))
+
+
+def _is_wanted(archive: Archive, name: str) -> bool:
+    """As for files in folders: no hidden ones, no package folders, no empty `__init__.py`."""
+    return is_wanted_inside(name) and not (name.split("/")[-1] == "__init__.py" and archive.size(name) == 0)
 
 
 @contextmanager
@@ -248,10 +337,14 @@ def _dated(item: Item, mtime_ns: int) -> Item:
 
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
-    made = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            made.update(block)
+        return _hashed(file)
+
+
+def _hashed(file: BinaryIO) -> str:
+    made = hashlib.sha256()
+    while block := file.read(_BLOCK):
+        made.update(block)
     return made.hexdigest()
 
 

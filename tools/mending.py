@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from ..errors import NotFound, StoreError
 from ..progress import step
 from ..retrievers.base import Where
+from ..retrievers.readers.detect import archive_of
 from ..retrievers.stores.auditing import Audit
 from .catalog import FILE, REBUILD, Catalog, FileRow
 from .checking import BY_SOURCE, Findings, examined
@@ -149,13 +150,18 @@ class Mending:
         roots = Roots(self._catalog.roots())
         known = {uri: roots.find(uri) for uri in sorted(suspect)}
         asked = [file for target in targets for file in files_below(target, roots)]
-        here = {uri: Found(uri, path) for uri, path in known.items() if path is not None}
-        encoded = self._retriever.encoder is not None
+        here = [_whole(uri, path) for uri, path in known.items() if path is not None]
         run = Indexing(
-            self._retriever, self._catalog, encoded=encoded, suspect=known, intact=intact, limits=self._limits
+            self._retriever,
+            self._catalog,
+            encoded=self._retriever.encoder is not None,
+            suspect=known,
+            intact=intact,
+            limits=self._limits,
+            opened={file.uri for file in here if file.uri not in known},
         )
-        run.run(list({**here, **{file.uri: file for file in asked}}.values()))
-        for row in (self._catalog.file(uri) for uri in known if uri not in here):
+        run.run(list({file.uri: file for file in (*here, *asked)}.values()))
+        for row in (self._catalog.file(uri) for uri, path in known.items() if path is None):
             if row is not None:
                 self._miss(run, row)
         self.files += run.tally.indexed
@@ -250,6 +256,15 @@ def _salvaged(folder: Path, query: str) -> dict[str, str]:
         except (sqlite3.Error, UnicodeError) as error:
             log.info("nothing to be had from %s: %s", file.name, error)
     return {}
+
+
+def _whole(uri: str, path: Path) -> Found:
+    """The file `uri` at `path`, or the archive that it is in."""
+    archive = archive_of(path)
+    if archive is None:
+        return Found(uri, path)
+    depth = len(path.relative_to(archive).parts)
+    return Found("/".join(uri.split("/")[:-depth]), archive)
 
 
 def _parts(ids: Sequence[str]) -> Iterable[list[str]]:

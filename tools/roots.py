@@ -4,11 +4,12 @@ on this machine the root lies, and stays the same when the root moves."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import BadInput, Forbidden, NotFound
+from ..retrievers.readers.detect import archive_of
 
 SKIPPED = {"node_modules", "__pycache__", "venv", "site-packages"}
 
@@ -55,7 +56,7 @@ class Roots:
         return label if inner == "." else f"{label}/{inner}"
 
     def path_of(self, uri: str) -> Path:
-        """The file that `uri` means, after every link was followed.
+        """The file that `uri` means, after every link was followed; of a file in an archive, its path below that one.
 
         Raises:
             NotFound: its root is unknown or the file is gone.
@@ -68,7 +69,7 @@ class Roots:
         path = (folder / PurePosixPath(inner)).resolve()
         if not path.is_relative_to(folder):
             raise Forbidden(f"`{uri}` leads out of its folder.", "Only files inside indexed folders are read.")
-        if not path.is_file():
+        if not path.is_file() and archive_of(path) is None:
             raise NotFound(f"The file `{uri}` is gone.", "Index its folder again with `--prune`.")
         return path
 
@@ -143,6 +144,16 @@ def _checked(file: Path, top: Path, roots: Roots) -> Iterator[Found]:
         yield Found(uri, target, outside=True)
     elif target.is_file() and not (file.name == "__init__.py" and target.stat().st_size == 0):
         yield Found(uri, target)
+
+
+def is_wanted_inside(name: str) -> bool:
+    """Whether a file in an archive would be found by `files_below` if that were unpacked."""
+    return all(_is_wanted(part) for part in name.split("/"))
+
+
+def covers(uris: Container[str], uri: str) -> bool:
+    """Whether `uri`, or an archive or folder that it is in, is one of `uris`."""
+    return uri in uris or any(str(parent) in uris for parent in PurePosixPath(uri).parents)
 
 
 def _is_wanted(name: str) -> bool:

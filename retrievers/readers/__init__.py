@@ -14,6 +14,7 @@ from .base import Document, Limits, Reader
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import BinaryIO
 
 _OFFICE = "application/vnd.openxmlformats-officedocument"
 _READERS = {
@@ -56,22 +57,38 @@ READABLE = (
 def read(path: Path, uri: str, limits: Limits | None = None) -> Document:
     """The document in the file at `path`, which the caller has resolved and allowed; `uri` names it everywhere.
 
-    The file is opened once, and only if it is a regular file (a link put there meanwhile is not followed).
+    The file is opened once, and only if it is a regular file (a link put there meanwhile is not followed). A path
+    below an archive is that of a file in it.
 
     Raises:
         UnreadableFile: missing, not permitted, not a file, empty, above a limit, of an unknown kind, damaged.
         MissingExtra: the packages that read this kind are not installed.
     """
-    from .detect import kind_of, opened
+    from .detect import opened
 
     limits = limits or Limits()
     with opened(path, uri, limits) as file:
-        mime = kind_of(file, uri, limits)
-        if mime not in _READERS:
-            from . import plugins
+        return _read(file, uri, limits)
 
-            return plugins.read(file, uri, mime, limits)
-        return _reader(_READERS[mime]).read(file, uri, mime, limits)
+
+def read_open(file: BinaryIO, uri: str, limits: Limits | None = None) -> Document:
+    """As `read`, the document in an open file, which is closed then."""
+    from .detect import taken
+
+    limits = limits or Limits()
+    with taken(file, uri, limits) as own:
+        return _read(own, uri, limits)
+
+
+def _read(file: BinaryIO, uri: str, limits: Limits) -> Document:
+    from .detect import kind_of
+
+    mime = kind_of(file, uri, limits)
+    if mime not in _READERS:
+        from . import plugins
+
+        return plugins.read(file, uri, mime, limits)
+    return _reader(_READERS[mime]).read(file, uri, mime, limits)
 
 
 @cache

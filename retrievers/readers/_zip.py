@@ -1,5 +1,5 @@
 """Formats that are zip archives inside (Office, EPUB): told apart by what they hold, measured before anything is
-expanded. Other archives are named and not opened."""
+expanded. Other archives are named here, and opened where that was asked for (see `archive`)."""
 
 from __future__ import annotations
 
@@ -89,8 +89,13 @@ def kind_of_zip(file: BinaryIO, uri: str, limits: Limits) -> str:
 
 
 def archived(uri: str, name: str) -> UnreadableFile:
-    """The error for an archive of format `name`."""
-    return unreadable(uri, f"is an archive ({name}), and archives are not opened", "Unpack it and index the folder.")
+    """The error for an archive of format `name` that is not opened."""
+    from .archive import MIMES
+
+    if name in MIMES:
+        hint = "Run `triptych index PATH --archives`, or unpack it and index the folder."
+        return unreadable(uri, f"is an archive ({name}), and archives are not opened unless asked", hint)
+    return unreadable(uri, f"is an archive of a kind that is not opened ({name})", "Unpack it and index the folder.")
 
 
 def damaged(uri: str) -> UnreadableFile:

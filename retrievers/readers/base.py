@@ -42,6 +42,10 @@ class Limits:
         max_entries: files inside a zip-based format (Office, EPUB).
         max_expanded: their bytes when expanded; sheets, which are read row by row, are not counted.
         max_ratio: expanded bytes to bytes of the file.
+        archives: archives are opened, also those that were not opened before.
+        max_members: files inside an archive that is opened, and inside the archives in it.
+        max_unpacked: their bytes, which `max_ratio` bounds too.
+        max_nesting: how many archives inside each other are opened.
         max_xml: bytes of one XML part that is read as a whole.
         max_rows: rows of all tables of a file, or records; what comes after is not read, and the text says so.
         max_values: cells of tables, values of a data file.
@@ -62,6 +66,10 @@ class Limits:
     max_entries: int = 10_000
     max_expanded: int = 256_000_000
     max_ratio: int = 200
+    archives: bool = False
+    max_members: int = 50_000
+    max_unpacked: int = 4_000_000_000
+    max_nesting: int = 2
     max_xml: int = 32_000_000
     max_rows: int = 50_000
     max_values: int = 1_000_000

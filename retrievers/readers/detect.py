@@ -57,10 +57,10 @@ _MEDIA = tuple(
         (rb"G.{187}G.{187}G", "video/mp2t"),
     )
 )
-_ZIP = b"PK\x03\x04", b"PK\x05\x06"
+ZIP = b"PK\x03\x04", b"PK\x05\x06"
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _LOCKED = "EncryptedPackage".encode("utf-16-le")
-_ARCHIVES = (
+ARCHIVES = (
     (re.compile(rb"7z\xbc\xaf\x27\x1c"), "7z"),
     (re.compile(rb"Rar!\x1a\x07"), "RAR"),
     (re.compile(rb"\x1f\x8b\x08"), "gzip"),
@@ -78,11 +78,30 @@ _HTML_TAG = re.compile(r"<(?:p|div|h[1-6]|table|ul|ol|span|a|br|title|article|se
 def opened(path: Path, uri: str, limits: Limits) -> BinaryIO:
     """The bytes of the regular file at `path`, opened once; pipes, devices and links are refused, never waited for.
 
-    They are in memory, so that the file may change meanwhile; only sound and video, which can be large, are the open
-    file itself. The caller closes what it gets.
+    Below the path of an archive stands what is in the archive (see `archive`). The caller closes what it gets.
 
     Raises:
         UnreadableFile: it cannot be opened, is not a regular file, is empty, or larger than `limits` allow.
+    """
+    if archive_of(path) is None:
+        return taken(regular(path, uri), uri, limits)
+    from .archive import member_at
+
+    return taken(member_at(path, uri, limits), uri, limits)
+
+
+def archive_of(path: Path) -> Path | None:
+    """The file that is a parent of `path`, as if it were a folder: an archive. None where there is no such file."""
+    if os.path.lexists(path):
+        return None
+    return next((parent for parent in path.parents if os.path.isfile(parent)), None)  # noqa: PTH113
+
+
+def regular(path: Path, uri: str) -> BinaryIO:
+    """The regular file at `path`, opened once; pipes, devices and links are refused, never waited for.
+
+    Raises:
+        UnreadableFile: it cannot be opened, or is not a regular file.
     """
     flags = os.O_RDONLY
     for name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOFOLLOW", "O_NOCTTY", "O_BINARY"):
@@ -91,21 +110,37 @@ def opened(path: Path, uri: str, limits: Limits) -> BinaryIO:
         _check_kind(os.lstat(path).st_mode, uri)
         with ExitStack() as closing:
             file = closing.enter_context(open(os.open(path, flags), "rb"))  # noqa: PTH123
-            status = os.fstat(file.fileno())
-            _check_kind(status.st_mode, uri)
+            _check_kind(os.fstat(file.fileno()).st_mode, uri)
+            closing.pop_all()
+    except OSError as error:
+        raise _unopened(uri, error) from None
+    return file
+
+
+def taken(file: BinaryIO, uri: str, limits: Limits) -> BinaryIO:
+    """The open `file` as readers take it. Its bytes are in memory, so that it may change meanwhile; only sound and
+    video, which can be large, are the open file itself. The caller closes what it gets, and only that.
+
+    Raises:
+        UnreadableFile: as `opened`.
+    """
+    with ExitStack() as closing:
+        closing.enter_context(file)
+        try:
             media = _media_kind(file.read(_HEAD)) is not None
             file.seek(0)
+            size = os.fstat(file.fileno()).st_size
             most = "max_media_bytes" if media else "max_bytes"
-            _check_bytes(uri, status.st_size, most, limits)
+            _check_bytes(file, uri, size, most, limits)
             if media:
                 closing.pop_all()
                 return file
             data = file.read(limits.max_bytes + 1)
-    except OSError as error:
-        raise _unopened(uri, error) from None
+        except OSError as error:
+            raise _unopened(uri, error) from None
     if not data:
         raise unreadable(uri, "is empty", "Remove it, or give a file with content.")
-    _check_bytes(uri, len(data), most, limits)
+    _check_bytes(BytesIO(data), uri, len(data), most, limits)
     return BytesIO(data)
 
 
@@ -139,9 +174,12 @@ def _zipped(file: BinaryIO, head: bytes, uri: str, limits: Limits) -> str | None
     Raises:
         UnreadableFile: an archive, or an Office file that is encrypted or of a format before 2007.
     """
-    if head.startswith(_ZIP):
-        from ._zip import kind_of_zip
+    if head.startswith(ZIP):
+        from ._members import is_document
+        from ._zip import archived, kind_of_zip
 
+        if not is_document(file):
+            raise archived(uri, "ZIP")
         return kind_of_zip(file, uri, limits)
     if head.startswith(_OLE):
         data = file.read()
@@ -150,7 +188,7 @@ def _zipped(file: BinaryIO, head: bytes, uri: str, limits: Limits) -> str | None
             raise unreadable(uri, "is an encrypted Office file", "Save it without a password.")
         what = "is an Office file or message of the format before 2007"
         raise unreadable(uri, what, "Save it as .docx, .pptx, .xlsx, .eml or PDF.")
-    if name := next((name for magic, name in _ARCHIVES if magic.match(head)), None):
+    if name := next((name for magic, name in ARCHIVES if magic.match(head)), None):
         from ._zip import archived
 
         raise archived(uri, name)
@@ -210,8 +248,13 @@ def _media_kind(head: bytes) -> str | None:
     return next((mime for magic, mime in _MEDIA if magic.match(head)), None)
 
 
-def _check_bytes(uri: str, size: int, most: str, limits: Limits) -> None:
+def _check_bytes(file: BinaryIO, uri: str, size: int, most: str, limits: Limits) -> None:
     if size > getattr(limits, most):
+        from ._zip import archived
+        from .archive import kind_of as kind_of_archive
+
+        if kind := kind_of_archive(file, uri):
+            raise archived(uri, kind)
         what = f"is too large: {size} bytes, more than `{most}` = {getattr(limits, most)}"
         raise unreadable(uri, what, "Split the file, or raise the limit.")
 
