@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 INTERNAL = 70
 READER_GONE = 141
+SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg"}
 EPILOG = """\b
 Exit codes:
   0    done (files that could not be indexed are listed in the summary)
@@ -60,6 +61,9 @@ command = functools.partial(register, cli)
 
 max_tokens_option = click.option("--max-tokens", type=int, help="Most tokens in the answer (default: the profile's).")
 ids_option = click.option("--ids", multiple=True, metavar="A,B,C", help="Passage ids; can be repeated.")
+protect_option = click.option(
+    "--protect", multiple=True, metavar="REGEX", help="Never tear what this matches; can be repeated."
+)
 quality_option = click.option("--quality", type=click.Choice(["default", "high"]), help="high: better and slower.")
 
 
@@ -67,16 +71,23 @@ quality_option = click.option("--quality", type=click.Choice(["default", "high"]
 @click.argument("query")
 @max_tokens_option
 @click.option("-k", "--k", type=int, help="Most passages.")
+@protect_option
 @quality_option
 @filtered
 def retrieve(
-    run: Run, query: str, max_tokens: int | None, k: int | None, quality: str | None, where: Where | None
+    run: Run,
+    query: str,
+    max_tokens: int | None,
+    k: int | None,
+    protect: tuple[str, ...],
+    quality: str | None,
+    where: Where | None,
 ) -> None:
     """Search, rerank and compress: evidence for QUERY inside a token budget."""
     from . import render
 
     with run.out.working(), run.open(quality=quality) as library:
-        result = library.retrieve(query, max_tokens, k=k, where=where)
+        result = library.retrieve(query, max_tokens, k=k, where=where, protect=protect)
     run.show(result, render.evidence)
 
 
@@ -120,6 +131,7 @@ def rerank(run: Run, query: str, file: str | None, ids: tuple[str, ...], reranke
 @ids_option
 @max_tokens_option
 @click.option("--refiner", metavar="ID", help="A system id (see `triptych systems`).")
+@protect_option
 @quality_option
 def compress(
     run: Run,
@@ -128,6 +140,7 @@ def compress(
     ids: tuple[str, ...],
     max_tokens: int | None,
     refiner: str | None,
+    protect: tuple[str, ...],
     quality: str | None,
 ) -> None:
     """Shrink passages into a token budget, keeping what matters for QUERY.
@@ -142,7 +155,7 @@ def compress(
             query, file = None, query
         given = _candidates(file, ids)
         with run.open(quality=quality) as library:
-            result = library.compress(query, given, max_tokens, refiner=refiner)
+            result = library.compress(query, given, max_tokens, refiner=refiner, protect=protect)
     run.show(result, render.compressed)
 
 
@@ -158,6 +171,24 @@ def fetch(run: Run, id: str, span: str | None) -> None:
         with run.open() as library:
             result = library.fetch(id, wanted)
     run.show(result, render.document)
+
+
+@command("view")
+@click.argument("id")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write the picture (default: ID.png or ID.jpg).")
+@click.option("--max-edge", type=int, default=1024, show_default=True, help="Longest edge in pixels, 64 to 2048.")
+@max_tokens_option
+@click.option("--formula", metavar="NAME", help="What the picture's tokens are counted by (default: the profile's).")
+def view(run: Run, id: str, out: Path | None, max_edge: int, max_tokens: int | None, formula: str | None) -> None:
+    """The page, picture or key frame behind a passage id, written to a file."""
+    from . import render
+    from .output import saved
+
+    with run.out.working(), run.open(image_tokens=formula) as library:
+        result = library.view(id, max_edge, max_tokens)
+        file = saved(result.image, out or Path(id + SUFFIXES[result.mime]))
+    shown = {**result.model_dump(mode="json", exclude={"image"}), "file": str(file)}
+    run.out.show(shown, lambda to: render.viewed(to, result, str(file)))
 
 
 @command("libraries", library=False)

@@ -154,7 +154,13 @@ class FakeTriptych:
         )
 
     def retrieve(
-        self, query: str, max_tokens: int | None = None, *, k: int | None = None, where: Where | None = None
+        self,
+        query: str,
+        max_tokens: int | None = None,
+        *,
+        k: int | None = None,
+        where: Where | None = None,
+        protect: Sequence[str] = (),
     ) -> Evidence:
         query = checked_query(query)
         budget = checked_budget(max_tokens, self.settings.max_tokens, self.settings.max_tokens_cap)
@@ -196,6 +202,7 @@ class FakeTriptych:
         max_tokens: int | None = None,
         *,
         refiner: str | None = None,
+        protect: Sequence[str] = (),
     ) -> CompressOut:
         budget = checked_budget(max_tokens, self.settings.max_tokens, self.settings.max_tokens_cap)
         self._work("compress", "passages")
@@ -217,7 +224,7 @@ class FakeTriptych:
         shown = text[span[0] : span[1]] if span else text
         return FetchOut(id=id, title=uri.rsplit("/", 1)[-1], text=shown, uri=uri, metadata=metadata)
 
-    def view(self, id: str, max_edge: int = 1024) -> ViewOut:
+    def view(self, id: str, max_edge: int = 1024, max_tokens: int | None = None) -> ViewOut:
         uri, page, _ = self._text(id)
         return ViewOut(
             id=id,
@@ -228,6 +235,7 @@ class FakeTriptych:
             width=1,
             height=1,
             tokens=1,
+            formula=self.settings.image_tokens,
         )
 
     def status(self) -> StatusOut:

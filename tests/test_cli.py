@@ -115,11 +115,11 @@ def test_people_get_text_without_control_characters(fake: FakeTriptych, run: Any
 
 def test_the_shape_of_retrieve_is_exactly_this(fake: FakeTriptych, run: Any) -> None:
     made = parsed(run("retrieve", "printer", "--json")[1])
-    assert list(made) == ["query", "library", "passages", "dropped", "tokens", "ms", "note"]
-    passage = ["n", "id", "title", "uri", "modality", "page", "box", "start_s", "end_s", "text", "pieces", "score"]
-    assert list(made["passages"][0]) == passage
-    assert list(made["passages"][0]["pieces"][0]) == ["text", "span"]
-    assert list(made["tokens"])[:4] == ["tokenizer", "budget", "used", "original"]
+    assert list(made) == ["query", "library", "passages", "dropped", "tokens", "ms", "note", "refiner_note"]
+    placed = ["n", "id", "title", "uri", "modality", "page", "box", "start_s", "end_s", "text"]
+    assert list(made["passages"][0]) == [*placed, "pieces", "score", "tokens", "original", "cut"]
+    assert list(made["passages"][0]["pieces"][0]) == ["text", "span", "why", "made_from"]
+    assert list(made["tokens"]) == ["tokenizer", "budget", "used", "original", "unused", "saved"]
     assert list(made["ms"]) == ["search", "rerank", "compress", "total"]
 
 

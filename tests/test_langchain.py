@@ -20,6 +20,7 @@ from triptych.retrievers.base import Where
 from triptych.retrievers.filters import filter_of
 from triptych.server.app import build
 from triptych.tools.langchain import TriptychCompressor, TriptychReranker, TriptychRetriever, triptych_tools
+from triptych.tools.schemas import Evidence
 
 sys.path.append(str(Path(__file__).parent))
 from fake_library import FakeTriptych
@@ -75,7 +76,7 @@ def test_content_is_the_text_block_of_the_mcp_tool(name: str, arguments: dict[st
 
 def test_the_artifact_is_the_whole_result() -> None:
     message = called("retrieve", {"query": "allowance", "max_tokens": 90})
-    assert set(message.artifact) == {"query", "library", "passages", "dropped", "tokens", "ms", "note"}
+    assert set(message.artifact) == set(Evidence.model_fields)
     assert message.artifact["passages"][0]["pieces"][0]["span"] == [0, 71]
     assert count(message.content) <= 90
 

@@ -225,10 +225,12 @@ def test_shapes_in_the_readme_are_those_of_the_models() -> None:
     ):
         outer = re.sub(r"\{[^{}]*\}", "", re.sub(r"\{[^{}]*\}", "", told[command]))
         assert re.findall(r"\w+", outer) == list(model.model_fields), command
-    inner = re.search(r"passages: \[\{(.*?), pieces: \[\{(.*?)\}\], (\w+)\}\]", told["retrieve"])
+    inner = re.search(r"passages: \[\{(.*?), pieces: \[\{(.*?)\}\], (.*?), cut: \[\{(.*?)\}\]\}\]", told["retrieve"])
     assert inner is not None
-    assert [*inner[1].split(", "), "pieces", inner[3]] == list(schemas.PassageOut.model_fields)
+    fields = [*inner[1].split(", "), "pieces", *inner[3].split(", "), "cut"]
+    assert fields == list(schemas.PassageOut.model_fields)
     assert inner[2].split(", ") == list(schemas.PieceOut.model_fields)
+    assert inner[4].split(", ") == list(schemas.CutOut.model_fields)
 
 
 def test_the_download_is_as_large_as_it_says() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import BadInput
 from ..refiners.tokens import count
-from .operations import NOTE_SHARE, block_dict, rows_of
+from .operations import NOTE_SHARE, block_dict, rows_of, view_dict
 from .schemas import CompressOut, Evidence, FetchOut, HitOut, PassageOut, RerankOut, SearchOut, Shape, ViewOut
 
 WORD_REACH = 200
@@ -64,7 +64,8 @@ def of_passages(result: Evidence | CompressOut, budget: int, note: str | None = 
     own = result.note if isinstance(result, Evidence) else None
     data = block_dict(rows_of(result.passages), len(result.dropped), joined(own, note))
     used = count(compact(data), result.tokens.tokenizer)
-    tokens = result.tokens.model_copy(update={"budget": budget, "used": used})
+    saved = max(0, result.tokens.original - used)
+    tokens = result.tokens.model_copy(update={"budget": budget, "used": used, "saved": saved})
     return Answer(data, _trace(result.model_copy(update={"tokens": tokens}), result.passages))
 
 
@@ -127,11 +128,12 @@ def of_page(result: FetchOut, budget: int, tokenizer: str) -> Answer:
     return Answer(data, {"uri": result.uri, "metadata": result.metadata, "tokens": tokens})
 
 
-def of_view(result: ViewOut) -> Answer:
-    """The answer of `view`: a picture and a line that says what it shows and what it costs."""
-    data = {"id": result.id, "title": result.title, "where": result.where, "tokens": result.tokens}
+def of_view(result: ViewOut, budget: int, tokenizer: str) -> Answer:
+    """The answer of `view`: a picture and a line that says what it shows and what it costs, in the budget together."""
+    data = view_dict(result.id, result.title, result.where, result.tokens, result.formula)
+    tokens = {"tokenizer": tokenizer, "budget": budget, "used": count(compact(data), tokenizer) + result.tokens}
     size = {"width": result.width, "height": result.height, "mime": result.mime}
-    return Answer(data, size, image=result.image, mime=result.mime)
+    return Answer(data, {**size, "tokens": tokens}, image=result.image, mime=result.mime)
 
 
 def of_results(result: SearchOut, budget: int, tokenizer: str) -> Answer:

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, NotFound, StaleId, Unsupported
 from ..refiners.base import Budget
+from ..refiners.protected import checked_patterns
 from ..refiners.tokens import TOKENIZERS
 from ..rerankers.base import Limits
 from ..retrievers.base import Hit, Item, MediaRef, Query, Where
 from ..settings import Settings
 from . import operations as op
+from .image_cost import formula_of
 from .results import given_item, id_of, metadata_of, rerank_out
 from .roots import existing
 from .schemas import (
@@ -43,18 +45,17 @@ from .schemas import (
     ViewOut,
 )
 from .stages import Stages
+from .viewing import DEFAULT_EDGE, checked_edge, viewed
 from .watching import changes, followed
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from ..refiners.base import Render
     from .collection import Collection
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_CANDIDATES = 1000
-PIXELS_PER_TOKEN = 750
-"""A vision model's rough price of a picture: width × height / 750 tokens."""
-SMALLEST_EDGE, LARGEST_EDGE = 64, 2048
 
 
 class Triptych:
@@ -75,6 +76,7 @@ class Triptych:
         self.settings = settings or Settings.load()
         if self.settings.tokenizer not in TOKENIZERS:
             raise BadInput(f"Unknown tokenizer `{self.settings.tokenizer}`.", f"Use one of: {', '.join(TOKENIZERS)}.")
+        formula_of(self.settings.image_tokens)
         self.folder = _folder_of(library, self.settings)
         self.name = self.folder.name
         self.stages = stages or Stages(self.settings)
@@ -169,6 +171,7 @@ class Triptych:
         *,
         k: int | None = None,
         where: Where | Mapping[str, Any] | None = None,
+        protect: Sequence[str] = (),
     ) -> Evidence:
         """Search, rerank and compress: cited evidence of at most `max_tokens` tokens.
 
@@ -178,6 +181,8 @@ class Triptych:
             k: at most this many passages are considered after reranking (default: all that were searched).
             where: only items that match: a `Where`, or fields with what they must be, as in
                 `{"author": "Bob", "year": {"ge": 2020}}` (see `retrievers.filters.filter_of`).
+            protect: regular expressions next to those of the settings: what they match is never torn, and reported
+                where it is lost.
 
         Raises:
             BadInput: an argument out of range, or a budget below the smallest block.
@@ -196,7 +201,7 @@ class Triptych:
             note = self._note(collection, budget, text)
             floor = reranker.floor if ranking.calls else None  # a hit that nobody read has the first stage's score
             kept, below = op.above_floor(ranking.hits[:top], floor, self.settings.tokenizer)
-            frame = Budget(budget, self.settings.tokenizer, op.renderer(note, len(below)))
+            frame = self._frame(budget, op.renderer(note, len(below)), protect)
             refined = self.stages.refiner().refine(asked, kept, frame)
         return Evidence(
             query=text,
@@ -206,6 +211,7 @@ class Triptych:
             tokens=op.tokens_out(refined, budget, self.settings.tokenizer),
             ms=RetrieveMs(**clock.total()),
             note=note,
+            refiner_note=refined.note,
         )
 
     def search(
@@ -253,14 +259,19 @@ class Triptych:
         max_tokens: int | None = None,
         *,
         refiner: str | None = None,
+        protect: Sequence[str] = (),
     ) -> CompressOut:
-        """Passages inside a budget, in the order given; with a query, what answers it is kept first."""
+        """Passages inside a budget, in the order given; with a query, what answers it is kept first.
+
+        Args:
+            protect: see `retrieve`.
+        """
         text = op.checked_query(query) if query is not None else None
         budget = op.checked_budget(max_tokens, self.settings.max_tokens, self.settings.max_tokens_cap)
         hits, clock = self._candidates(candidates), op.Clock()
         system = self.stages.refiner(refiner)
         with clock.stage("compress"):
-            frame = Budget(budget, self.settings.tokenizer, op.renderer())
+            frame = self._frame(budget, op.renderer(), protect)
             refined = system.refine(Query(text=text) if text else None, hits, frame)
         return CompressOut(
             query=text,
@@ -269,7 +280,12 @@ class Triptych:
             dropped=op.dropped_out(refined),
             tokens=op.tokens_out(refined, budget, self.settings.tokenizer),
             ms=clock.total(),
+            refiner_note=refined.note,
         )
+
+    def _frame(self, budget: int, render: Render, protect: Sequence[str]) -> Budget:
+        patterns = checked_patterns((*self.settings.protected, *protect))
+        return Budget(budget, self.settings.tokenizer, render, patterns)
 
     def fetch(self, id: str, span: tuple[int, int] | None = None) -> FetchOut:
         """The whole text of a passage, or its part `span` (half-open character offsets).
@@ -285,28 +301,25 @@ class Triptych:
         metadata = {**metadata_of(item), **({"span": [start, end]} if span is not None else {})}
         return FetchOut(id=item.id, title=item.title, text=item.text[start:end], uri=item.source.uri, metadata=metadata)
 
-    def view(self, id: str, max_edge: int = 1024) -> ViewOut:
-        """The picture behind a passage: its page or image, the longer edge at most `max_edge` pixels (64 to 2,048)."""
-        from ..retrievers.readers.picture import picture
+    def view(self, id: str, max_edge: int = DEFAULT_EDGE, max_tokens: int | None = None) -> ViewOut:
+        """The picture behind a passage: its page or image, as large as two limits allow.
 
-        if not SMALLEST_EDGE <= max_edge <= LARGEST_EDGE:
-            raise BadInput(f"max_edge is `{max_edge}`.", f"Use {SMALLEST_EDGE} to {LARGEST_EDGE:,}.")
+        Args:
+            max_edge: pixels of the longer edge, 64 to 2,048.
+            max_tokens: the budget for the picture and the text block beside it; default and cap from the settings,
+                as is the formula that the picture is counted by.
+
+        Raises:
+            BadInput: an argument out of range, or a budget that no picture fits.
+            NotFound: no such id.
+            Unsupported: nothing to look at.
+        """
+        edge = checked_edge(max_edge)
+        budget = op.checked_budget(max_tokens, self.settings.max_tokens, self.settings.max_tokens_cap)
         item = self._item(id)
         if item.media is None:
             raise Unsupported(f"`{item.source.uri}` has nothing to look at.", "Use `fetch` for its text.")
-        path = self._open().path_of(item.media.uri)
-        shown = item.media
-        seen = picture(path, shown.uri, shown.mime, shown.page, max_edge, start_s=shown.start_s, end_s=shown.end_s)
-        return ViewOut(
-            id=item.id,
-            title=item.title,
-            where=op.where_of(item),
-            mime=seen.mime,
-            image=seen.image,
-            width=seen.width,
-            height=seen.height,
-            tokens=-(-seen.width * seen.height // PIXELS_PER_TOKEN),
-        )
+        return viewed(item, item.media, self._open().path_of(item.media.uri), edge, budget, self.settings)
 
     def status(self) -> StatusOut:
         """What the library holds, whether it is whole, and which models are loaded."""

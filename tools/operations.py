@@ -16,10 +16,10 @@ from ..errors import BadInput
 from ..refiners.tokens import count
 from ..retrievers.base import Where
 from ..retrievers.filters import filter_of
-from .schemas import DroppedOut, HitOut, PassageOut, PieceOut, TokensOut, place
+from .schemas import CutOut, DroppedOut, HitOut, PassageOut, PieceOut, TokensOut, place
 
 if TYPE_CHECKING:
-    from ..refiners.base import Passage, Refined, Render
+    from ..refiners.base import Cut, Passage, Piece, Refined, Render
     from ..retrievers.base import Box, Hit, Item
 
 MAX_QUERY = 4096
@@ -59,11 +59,16 @@ class Clock:
 
 
 def checked_query(query: object) -> str:
-    """The query without surrounding space; 1 to 4,096 characters, else `BadInput`."""
+    """The query without surrounding space; 1 to 4,096 characters that UTF-8 can write, else `BadInput`."""
     if not isinstance(query, str) or not query.strip():
         raise BadInput(f"The query is `{query}`.", "Ask with 1 to 4,096 characters of text.")
     if len(query) > MAX_QUERY:
         raise BadInput(f"The query has `{len(query)}` characters.", f"Ask with at most {MAX_QUERY:,}.")
+    try:
+        query.encode()
+    except UnicodeEncodeError:
+        shown = query.encode(errors="backslashreplace").decode()
+        raise BadInput(f"The query is `{shown}`, which is no text.", "Ask in UTF-8.") from None
     return query.strip()
 
 
@@ -106,6 +111,17 @@ def block_dict(rows: Sequence[tuple[str, str, str, str]], dropped: int, note: st
     return {"passages": passages, "dropped": dropped, **({"note": note} if note else {})}
 
 
+def view_block(item_id: str, title: str, where: str, tokens: int, formula: str) -> str:
+    """The text block beside a picture, as `block` writes it: what is shown, and what it costs by which formula."""
+    shown = view_dict(item_id, title, where, tokens, formula)
+    return json.dumps(shown, ensure_ascii=False, separators=(",", ":"))
+
+
+def view_dict(item_id: str, title: str, where: str, tokens: int, formula: str) -> dict[str, object]:
+    """What `view_block` writes, as a dict."""
+    return {"id": item_id, "title": title, "where": where, "tokens": tokens, "formula": formula}
+
+
 def renderer(note: str | None = None, left_out: int = 0) -> Render:
     """`Budget.render` for the text block: what a budget is counted over. `left_out` hits were dropped before."""
 
@@ -140,9 +156,21 @@ def _passage_out(n: int, passage: Passage) -> PassageOut:
         start_s=source.start_s,
         end_s=source.end_s,
         text=passage.text,
-        pieces=[PieceOut(text=piece.text, span=piece.span) for piece in passage.pieces],
+        pieces=[_piece_out(piece) for piece in passage.pieces],
         score=round(passage.score, 6),
+        tokens=passage.tokens,
+        original=passage.original,
+        cut=[_cut_out(item.text, cut) for cut in passage.cut],
     )
+
+
+def _piece_out(piece: Piece) -> PieceOut:
+    return PieceOut(text=piece.text, span=piece.span, why=piece.why, made_from=list(piece.made_from))
+
+
+def _cut_out(text: str, cut: Cut) -> CutOut:
+    lost = [text[start:end] for start, end in cut.protected]
+    return CutOut(span=cut.span, why=cut.why, tokens=cut.tokens, protected=lost)
 
 
 def kept_box(item: Item, spans: Sequence[tuple[int, int]]) -> Box | None:
@@ -192,7 +220,12 @@ def dropped_out(refined: Refined) -> list[DroppedOut]:
 def tokens_out(refined: Refined, budget: int, tokenizer: str) -> TokensOut:
     """The token report of one refinement."""
     return TokensOut(
-        tokenizer=tokenizer, budget=budget, used=refined.used, original=refined.original, unused=refined.unused
+        tokenizer=tokenizer,
+        budget=budget,
+        used=refined.used,
+        original=refined.original,
+        unused=refined.unused,
+        saved=max(0, refined.original - refined.used),
     )
 
 

@@ -3,9 +3,18 @@ and the MCP server puts into `_meta`. These shapes are stable; tests pin them.""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+
+def _writable(text: str) -> str:
+    text.encode()  # half of a surrogate pair is a UnicodeEncodeError, so a ValueError, so a validation error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_writable)]
+"""Text that UTF-8 can write."""
 
 
 class Shape(BaseModel):
@@ -17,16 +26,33 @@ class Shape(BaseModel):
 class Given(Shape):
     """A passage the caller brings to `rerank` or `compress`: one JSONL line `{id?, text, uri?}`."""
 
-    text: str
-    id: str | None = None
-    uri: str | None = None
+    text: Text
+    id: Text | None = None
+    uri: Text | None = None
 
 
 class PieceOut(Shape):
-    """A run of kept text; `span` are offsets in what `fetch(id)` returns, null for joiners and generated text."""
+    """A run of kept text; `span` are offsets in what `fetch(id)` returns.
+
+    Null for joiners and generated text: then `made_from` are the spans that it stands for.
+    """
 
     text: str
     span: tuple[int, int] | None
+    why: str = "kept"
+    made_from: list[tuple[int, int]] = []
+
+
+class CutOut(Shape):
+    """A part of a kept passage that is not shown: `fetch(id, span)` gives it back.
+
+    `why` is `"budget"`, `"pruned"` or `"duplicate"`; `protected` are the numbers, dates, negations, … lost with it.
+    """
+
+    span: tuple[int, int]
+    why: str
+    tokens: int
+    protected: list[str] = []
 
 
 class Placed(Shape):
@@ -56,10 +82,16 @@ class HitOut(Placed):
 
 
 class PassageOut(Placed):
-    """One cited passage: `text` is what is left of the hit's, `box` stands around the kept pieces."""
+    """One cited passage: `text` is what is left of the hit's, `box` stands around the kept pieces.
+
+    `tokens` is its share of the budget, of the `original` tokens that the hit's text has.
+    """
 
     pieces: list[PieceOut]
     score: float
+    tokens: int = 0
+    original: int = 0
+    cut: list[CutOut] = []
 
 
 def place(uri: str, page: int | None, start_s: float | None, end_s: float | None) -> str:
@@ -81,13 +113,17 @@ class DroppedOut(Shape):
 
 
 class TokensOut(Shape):
-    """`used` counts the one text block that a model sees; `original` the full texts of all hits considered."""
+    """`used` counts the one text block that a model sees; `original` the full texts of all hits considered.
+
+    `saved` is what the model need not read of them, 0 where the block's frame takes more than was saved.
+    """
 
     tokenizer: str
     budget: int
     used: int
     original: int
     unused: str | None = None
+    saved: int = 0
 
 
 class RetrieveMs(Shape):
@@ -107,6 +143,7 @@ class Evidence(Shape):
     tokens: TokensOut
     ms: RetrieveMs
     note: str | None = None
+    refiner_note: str | None = None
 
 
 class SearchOut(Shape):
@@ -142,6 +179,7 @@ class CompressOut(Shape):
     dropped: list[DroppedOut]
     tokens: TokensOut
     ms: dict[str, float]
+    refiner_note: str | None = None
 
 
 class FetchOut(Shape):
@@ -243,7 +281,8 @@ class WatchOut(Shape):
 
 
 class ViewOut(Shape):
-    """What `view(id)` shows: an image, downscaled; `tokens` is its estimated cost for a vision model."""
+    """What `view(id)` shows: an image, downscaled; `tokens` is its cost for a vision model by `formula`, one of
+    `image_cost.FORMULAS`."""
 
     id: str
     title: str
@@ -253,6 +292,7 @@ class ViewOut(Shape):
     width: int
     height: int
     tokens: int
+    formula: str
 
 
 class DeleteOut(Shape):
