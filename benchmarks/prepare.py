@@ -11,9 +11,13 @@
   question's contexts are the gold passage and the 19 of other questions that BM25 ranks first and that do not hold the
   answer; the gold passage's place goes round from 1 to 20. Questions whose passage does not hold the answer are left
   out.
+- `paragraphs`: FOLDER is a collection whose queries have answers and one relevant passage (XQuAD, arXiv:1910.11856;
+  CMRC 2018, arXiv:1810.07366). The same, with ten contexts; titles, which XQuAD has in English only, are left out.
 
-The order in which our refiners fill a budget was chosen on these three (`refiners/relevance.py`). Rows come shuffled,
-always in the same way.
+Filings have a script of their own, `prepare_financebench.py`.
+
+The order in which our refiners fill a budget was chosen on the first three (`refiners/relevance.py`). Rows come
+shuffled, always in the same way.
 """
 
 from __future__ import annotations
@@ -24,17 +28,19 @@ import random
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from triptych.retrievers.base import Item, Query, Source
 from triptych.retrievers.chunking import sentences
 from triptych.retrievers.text.bm25 import BM25
+from triptych.tools.evaluation.datasets import collection
 from triptych.tools.evaluation.survival import read, survives
 
 Row = dict[str, Any]
 PASSAGE_WORDS = 150
 CLAIM_CONTEXTS = 10
 QUESTION_CONTEXTS = 20
+PARAGRAPH_CONTEXTS = 10
 LIKELY = 100
 """So many passages are looked at for those that do not hold the answer."""
 
@@ -102,22 +108,42 @@ def _sentences(text: str, numbers: set[int]) -> list[list[int]]:
     return [spans[number] for number in sorted(numbers) if number < len(spans)]
 
 
+class _Asked(NamedTuple):
+    """A question, spellings of its answer, and the id of the passage that holds it."""
+
+    id: str
+    text: str
+    answers: list[str]
+    gold: str
+
+
 def nq_train(folder: Path) -> Iterator[Row]:
-    asked = _rows(folder / "train.jsonl")
-    passages = {row["passage"]["id"]: row["passage"] for row in asked}
-    texts = {key: read(passage["text"]) for key, passage in passages.items()}
-    likely = _search({key: (passage["title"], passage["text"]) for key, passage in passages.items()})
+    rows = _rows(folder / "train.jsonl")
+    passages = {row["passage"]["id"]: (row["passage"]["title"], row["passage"]["text"]) for row in rows}
+    asked = [_Asked(str(row["id"]), row["question"], row["answers"], row["passage"]["id"]) for row in rows]
+    yield from _among(asked, passages, QUESTION_CONTEXTS)
+
+
+def paragraphs(folder: Path) -> Iterator[Row]:
+    data = collection(folder)
+    gold = {query: max(grades, key=lambda key: grades[key]) for query, grades in data.qrels.items()}
+    asked = [_Asked(one.id, one.text, list(one.answers), gold[one.id]) for one in data.queries.values()]
+    yield from _among(asked, {key: ("", one.text) for key, one in data.passages.items()}, PARAGRAPH_CONTEXTS)
+
+
+def _among(asked: list[_Asked], passages: dict[str, tuple[str, str]], contexts: int) -> Iterator[Row]:
+    """Each question with its gold passage, whose place goes round, among likely ones that do not hold the answer."""
+    texts = {key: read(text) for key, (_, text) in passages.items()}
+    likely = _search(passages)
     place = 0
-    for row in _shuffled(asked):
-        gold = row["passage"]["id"]
-        if not survives(row["answers"], [texts[gold]]):
+    for one in _shuffled(asked):
+        if not survives(one.answers, [texts[one.gold]]):
             continue
-        others = (key for key in likely(row["question"]) if key != gold and not survives(row["answers"], [texts[key]]))
-        names = list(islice(others, QUESTION_CONTEXTS - 1))
-        names.insert(place % QUESTION_CONTEXTS, gold)
+        others = (key for key in likely(one.text) if key != one.gold and not survives(one.answers, [texts[key]]))
+        names = list(islice(others, contexts - 1))
+        names.insert(place % contexts, one.gold)
         place += 1
-        contexts = [_context(key, passages[key]["title"], passages[key]["text"], []) for key in names]
-        yield _question(str(row["id"]), row["question"], row["answers"], contexts)
+        yield _question(one.id, one.text, one.answers, [_context(key, *passages[key], []) for key in names])
 
 
 def _search(passages: dict[str, tuple[str, str]]) -> Callable[[str], list[str]]:
@@ -147,7 +173,7 @@ def _shuffled(rows: list[Any]) -> list[Any]:
     return random.Random(0).sample(rows, len(rows))
 
 
-KINDS = {"qmsum": qmsum, "scifact": scifact, "nq_train": nq_train}
+KINDS = {"qmsum": qmsum, "scifact": scifact, "nq_train": nq_train, "paragraphs": paragraphs}
 
 
 def main(arguments: list[str] | None = None) -> None:

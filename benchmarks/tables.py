@@ -1,20 +1,21 @@
-"""README's tables and docs/measured.md, made from `results/*.json` and from nothing else.
+"""README's tables, docs/measured.md and the tables of docs/compression.md, made from `results/*.json` alone.
 
-    python benchmarks/tables.py          # write both
-    python benchmarks/tables.py --check  # exit 1 when one of them differs from what the results give
+    python benchmarks/tables.py [--check]  # write them, or exit 1 when one differs from what the results give
 
-README gets one short table for each claim, measured.md everything. A result that has not been made has no table, and no
-row in the table of search, which has one for each collection.
+README gets one short table for each claim, measured.md everything, compression.md, where it is there, the tables over
+data sets. A result that has not been made has no table, and no row or column where data sets stand side by side.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+
+import compression_tables
 
 from triptych.tools.evaluation import report
 from triptych.tools.evaluation.result import Arm, Comparison, Result
@@ -22,7 +23,7 @@ from triptych.tools.evaluation.result import Arm, Comparison, Result
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
-MEASURED = ROOT / "docs" / "measured.md"
+MEASURED, COMPRESSION = ROOT / "docs" / "measured.md", ROOT / "docs" / "compression.md"
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 TOP = """\
@@ -97,6 +98,7 @@ class View:
         tested: the metric whose paired test stands in the table.
         across: the settings of which each value is a column of the first of `metrics`.
         stages: a row for each `NAME` of the metrics `NAME_ms_p50` and `NAME_ms_p95`, two columns for each arm.
+        kept: as in `compression_tables.kept`.
     """
 
     claim: str
@@ -104,10 +106,10 @@ class View:
     tested: str = ""
     across: tuple[str, ...] = ()
     stages: bool = False
+    kept: bool = False
 
 
 TIMES = ("p50", "p95")
-ALLOWED = ("max_tokens", "rate")
 RANKED = ("nDCG@10", "MRR@10", "recall@100", "ms_p50", "s_per_query")
 
 VIEWS = {
@@ -125,9 +127,9 @@ VIEWS = {
         View("Most memory by size, MB", ("peak_rss_mb",), across=("items",)),
     ),
     "bench_compression": (
-        View("Compressors side by side, answers kept", ("answers_kept",), across=ALLOWED),
-        View("Share of the results above the budget", ("over_budget",), across=ALLOWED),
-        View("Milliseconds a question (p50)", ("ms_p50",), across=ALLOWED),
+        View("Compressors side by side, answers kept", ("answers_kept",), across=compression_tables.ALLOWED),
+        View("Share of the results above the budget", ("over_budget",), across=compression_tables.ALLOWED),
+        View("Milliseconds a question (p50)", ("ms_p50",), across=compression_tables.ALLOWED),
         View("Our build of `llmlingua` for transformers 5, texts identical to the stock one's", ("jobs", "identical")),
     ),
     "bench_growth": (
@@ -148,7 +150,7 @@ VIEWS = {
     ),
     "retrieval": (View("Search", RANKED, tested="nDCG@10"),),
     "rerank": (View("Reranking", RANKED, tested="nDCG@10"),),
-    "compress": (View("Compression: answers kept", ("answers_kept",), across=ALLOWED),),
+    "compress": (View("Compression", tuple(compression_tables.MEASURES), kept=True),),
     "pipeline": (
         View("Search, rerank, compress: answers kept, and where the others were lost", ("answers_kept", "lost*")),
     ),
@@ -199,7 +201,9 @@ COLUMNS = {
 def main(arguments: Sequence[str]) -> int:
     """Write the pages, or compare them with the results; the exit status is 1 when one differs."""
     found = results()
-    pages = {README: with_tables(README.read_text("utf-8"), found), MEASURED: measured(found)}
+    pages = {README: with_tables(README.read_text("utf-8"), parts(found)), MEASURED: measured(found)}
+    if COMPRESSION.is_file():
+        pages[COMPRESSION] = with_tables(COMPRESSION.read_text("utf-8"), compression_tables.page(found))
     if "--check" in arguments:
         stale = [path.name for path, text in pages.items() if not path.is_file() or path.read_text("utf-8") != text]
         print(f"Run `make results`: {', '.join(stale)} differ from the results." if stale else "Up to date.")
@@ -216,11 +220,11 @@ def results(folder: Path = RESULTS) -> list[Result]:
     return sorted(found, key=lambda one: (order.index(key) if (key := _key(one)) in order else len(order), one.name))
 
 
-def with_tables(text: str, found: Sequence[Result]) -> str:
-    """`text` with fresh tables between its markers."""
+def with_tables(text: str, made: Iterable[str]) -> str:
+    """`text` with fresh paragraphs and tables between its markers."""
     before, _, rest = text.partition(START)
     after = rest.partition(END)[2]
-    return f"{before}{START}\n" + "".join(f"{part}\n\n" for part in parts(found)) + f"{END}{after}"
+    return f"{before}{START}\n" + "".join(f"{part}\n\n" for part in made) + f"{END}{after}"
 
 
 def measured(found: Sequence[Result]) -> str:
@@ -299,9 +303,10 @@ def _shown(one: Result) -> Iterator[str]:
     for view in views:
         first = view is views[0]
         made = f"{_machine(one, views)}; `{one.command}`" if first else ""
+        made += compression_tables.legend(one) if view.kept else ""
         yield f"**{view.claim}**{_on(one, view) if first or view.across == ('items',) else ''}{made}:"
-        if view.stages:
-            yield _stages(one)
+        if view.stages or view.kept:
+            yield _stages(one) if view.stages else compression_tables.kept(one)
         else:
             yield _across(one, view) if view.across else _plain(one, view, _names(one, view))
     if views and (reasons := report.reasons(one.arms)):

@@ -104,7 +104,10 @@ def rerank(
 
 
 @evaluator("compress")
-@click.option("--refiner", "refiners", multiple=True, metavar="ID", help="Can be repeated (default: the profile's).")
+@click.option(
+    "--refiner", "refiners", multiple=True, metavar="ID|all",
+    help="Can be repeated (default: the profile's); `all`: each one whose weights are here.",
+)  # fmt: skip
 @click.option("--max-tokens", "budgets", type=int, multiple=True, help="A budget in tokens; can be repeated.")
 @click.option("--rate", "rates", type=float, multiple=True, help="A share of the tokens to keep, 0 to 1; repeatable.")
 @click.option("--rerank", "reranker", metavar="ID", help="Put the contexts in this order first (default: as given).")

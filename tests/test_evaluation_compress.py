@@ -1,12 +1,11 @@
-"""What survives compression: the rules, the baselines, the measurement, and the data sets made ready for it."""
+"""What survives compression: the rules, the baselines, and the measurement."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import mmap
+import re
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -15,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triptych.errors import BadInput, Cancelled, MissingWeights, UnknownSystem
+from triptych.manifests import weights
+from triptych.manifests.registry import cards
 from triptych.progress import reporting
 from triptych.refiners.base import Budget, Passage, Piece, plain
 from triptych.refiners.tokens import count
@@ -25,15 +26,25 @@ from triptych.tools.evaluation import compress, datasets
 from triptych.tools.evaluation.baselines import NO_COMPRESSION, BestSentences, Everything, RandomWords, baselines
 from triptych.tools.evaluation.datasets import Context
 from triptych.tools.evaluation.memory import EVERY_S, PeakMemory
-from triptych.tools.evaluation.survival import Facts, evidence_kept, names, normalised, numbers, read, survives
+from triptych.tools.evaluation.positions import Places
+from triptych.tools.evaluation.survival import (
+    Facts,
+    evidence_kept,
+    evidence_whole,
+    names,
+    normalised,
+    numbers,
+    read,
+    survives,
+)
 from triptych.tools.stages import Stages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from triptych.tools.evaluation.result import Result
 
-ROOT = Path(__file__).resolve().parent.parent
 BASELINES = {"truncate", "random_words", "bm25_sentences", "dense_sentences"}
 TIMES = {"ms_p50", "ms_p95", "tokens_per_s", "peak_rss_mb"}
 
@@ -186,6 +197,19 @@ def test_evidence_without_spans_is_counted_by_sentences() -> None:
     assert share == pytest.approx(1 - 4 / len(GOLD.replace(" ", "") + "Yes."))
 
 
+def test_a_row_is_kept_whole_when_number_and_label_are() -> None:
+    row = "Total assets $ 2,605 $ 2,921"
+    context = Context("p", "", f"{row} Inventories 7", ((0, len(row)), (len(row) + 1, len(row) + 14)))
+    assert evidence_whole([context], [kept(context.text, (0, 28))]) == 0.5
+    assert evidence_whole([context], [kept(context.text, (0, 12), (13, 28))]) == 0.5, "white space may be lost"
+    assert evidence_whole([context], [kept(context.text, (0, 20), (29, 42))]) == 0.5
+    assert evidence_whole([context], [kept(context.text, (13, 42))]) == 0.5
+    assert evidence_whole([context], []) == 0
+    assert evidence_whole([Context("p", "", "abcd  ", ((4, 6),))], []) is None
+    told = Passage(Item("q", "", Source("p.md")), (Piece("total assets $2,605 $2,921.", None, "generated"),))
+    assert evidence_whole([context], [told]) == 0.5
+
+
 @given(st.data())
 def test_more_pieces_never_keep_less_evidence(data: st.DataObject) -> None:
     text = data.draw(st.text("ab c", min_size=2, max_size=30))
@@ -198,6 +222,7 @@ def test_more_pieces_never_keep_less_evidence(data: st.DataObject) -> None:
     else:
         assert found == sorted(found)  # type: ignore[type-var]
         assert evidence_kept([context], [kept(text, (0, len(text)))]) == 1
+        assert evidence_whole([context], [kept(text, (0, len(text)))]) == 1
 
 
 def test_numbers_are_told_apart_by_what_joins_them() -> None:
@@ -222,9 +247,29 @@ def test_facts_of_a_question_compare_with_what_is_left(asked: Path) -> None:
     facts = Facts.of(row)
     whole = Everything().refine(None, row.hits(), Budget(1)).passages
     assert set(facts.kept(whole).values()) == {1.0}
-    assert facts.kept([]) == {"answers_kept": 0, "evidence_kept": 0, "numbers_kept": 0, "entities_kept": 0}
+    assert facts.kept([]) == dict.fromkeys(compress.KEPT, 0)
     half = facts.kept([kept(LAMP, (0, LAMP.index(GOLD)), key="lamp")])
-    assert half == {"answers_kept": 0, "evidence_kept": 0, "numbers_kept": 1 / 4, "entities_kept": 1 / 4}
+    assert half == dict.fromkeys(compress.KEPT, 0) | {"numbers_kept": 1 / 4, "entities_kept": 1 / 4}
+
+
+def test_places_are_thirds_of_the_contexts_in_the_order_they_are_given(asked: Path) -> None:
+    row = datasets.questions(asked).rows[1]
+    places = Places.of(row, row.hits())
+    assert places.answer == "late"
+    assert [context.id for contexts in places.contexts.values() for context in contexts] == ["kitchen", "ferry", "lamp"]
+    assert Places.of(row, row.hits()[::-1]).answer == "early"
+    assert Places.of(row, row.hits()[2:]).answer == "early", "fewer contexts than thirds"
+    told = {name: value for name, value in places.kept(0.0, []).items() if value is not None}
+    assert told == {"answers_kept_late": 0.0, "evidence_kept_late": 0.0}
+
+
+def test_an_answer_in_two_thirds_has_no_place(tmp_path: Path) -> None:
+    row = question("twice", "When?", ["1871"])
+    row["contexts"][0]["text"] += " In 1871 it was new."
+    file = tmp_path / "twice.jsonl"
+    file.write_text(json.dumps(row), "utf-8")
+    [found] = datasets.questions(file).rows
+    assert Places.of(found, found.hits()).answer is None
 
 
 # --- baselines --------------------------------------------------------------------------------------------------------
@@ -291,7 +336,12 @@ def test_every_system_is_measured_at_every_size(asked: Path, tmp_home: Path) -> 
     assert best.per_query["answers_kept"] == {"lit": 1, "lamp": 1, "summary": None}
     assert best.per_query["evidence_kept"] == {"lit": None, "lamp": 1, "summary": None}
     assert best.metrics["answers_kept"] == best.metrics["evidence_kept"] == 1
-    assert set(best.per_query) == {"answers_kept", "evidence_kept", "numbers_kept"}
+    assert set(best.per_query) == set(compress.COMPARED)
+    assert (
+        best.metrics["answers_kept_late"] == best.metrics["evidence_kept_late"] == best.metrics["evidence_whole"] == 1
+    )
+    assert not {"answers_kept_early", "evidence_kept_middle"} & set(best.metrics)
+    assert "Questions by place, where gold evidence: early 0, middle 0, late 1." in result.notes
     assert result.arm("truncate", max_tokens=40).metrics["answers_kept"] == 0
 
     rows = [row for row in result.comparisons if row.metric == "answers_kept"]
@@ -352,6 +402,24 @@ def test_wrong_ids_and_missing_weights_are_told_before_anything_is_measured(aske
         evaluated(asked, ["truncate"], budgets=[40])
 
 
+def test_all_refiners_are_those_whose_weights_are_here(asked: Path, tmp_home: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(weights, "state", lambda name, root: "missing" if name.startswith("smollm") else "present")
+    result = evaluated(asked, ["truncate", compress.ALL], budgets=[40])
+    measured = {arm.system for arm in result.arms}
+    known = {name for name, card in cards().items() if card.role == "refiner" and card.family == "hard"}
+    assert {"truncate", "extractive"} <= measured & known
+    assert "llmlingua" in known - measured
+    assert re.match(r"Not measured, their weights are not here: .*`llmlingua`", result.notes[0])
+    assert {row.baseline for row in result.comparisons} == {"truncate (max_tokens 40)"}
+
+
+def test_the_profiles_refiner_comes_first_of_all(asked: Path, tmp_home: Path) -> None:
+    chosen, left_out = compress._chosen([compress.ALL], Settings.load(refiner="extractive"))
+    assert chosen[0] == "extractive"
+    assert len(set(chosen)) == len(chosen) and not set(chosen) & set(left_out)
+    assert compress._chosen(["truncate", "truncate"], Settings.load()) == (("truncate",), ())
+
+
 def test_it_reports_and_stops_when_asked(asked: Path, tmp_home: Path) -> None:
     seen: list[tuple[int, int | None, str]] = []
 
@@ -388,66 +456,3 @@ def test_the_command_shows_what_survives(asked: Path, tmp_home: Path, capsys: py
 def test_the_command_wants_a_size(options: list[str], asked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["eval", "compress", str(asked), "--json", *options]) == BadInput.exit_code
     assert json.loads(capsys.readouterr().out)["error"]["type"] == "BadInput"
-
-
-# --- data sets made ready ---------------------------------------------------------------------------------------------
-
-
-def prepared(kind: str, folder: Path, files: dict[str, list[dict[str, Any]]]) -> list[datasets.Question]:
-    spec = importlib.util.spec_from_file_location("prepare", ROOT / "benchmarks" / "prepare.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for name, rows in files.items():
-        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    module.main([kind, str(folder), str(folder / "out.jsonl")])
-    return list(datasets.questions(folder / "out.jsonl").rows)
-
-
-def gold(question: datasets.Question) -> list[str]:
-    return [context.text[start:end] for context in question.contexts for start, end in context.evidence]
-
-
-def test_meetings_become_passages_with_relevant_turns(tmp_path: Path) -> None:
-    turns = [f"Speaker {n}: " + "word " * 50 + f"end{n}" for n in range(7)]
-    meeting = {"id": "m", "turns": turns, "specific": [{"query": "What of it?", "relevant_turns": [[1, 2], [4, 4]]}]}
-    [question] = prepared("qmsum", tmp_path, {"meetings.jsonl": [meeting]})
-    assert gold(question) == [turns[1], turns[2], turns[4]]
-    assert "\n".join(context.text for context in question.contexts) == "\n".join(turns)
-    assert [len(context.text.split()) for context in question.contexts] == [106, 106, 106, 53]
-    assert question.answers == ()
-
-
-def test_claims_become_abstracts_with_gold_sentences(tmp_path: Path) -> None:
-    corpus = [{"id": str(n), "title": f"Study {n}", "text": f"{LAMP} Study {n} ends."} for n in range(14)]
-    evidence = [
-        {"id": "1", "text": "Lamps burned rape oil.", "doc": "3", "label": "SUPPORT", "sentences": "[1 3]"},
-        {"id": "1", "text": "Lamps burned rape oil.", "doc": "99", "label": "SUPPORT", "sentences": "[0]"},
-    ]
-    [question] = prepared("scifact", tmp_path, {"corpus.jsonl": corpus, "evidence.jsonl": evidence})
-    assert len({context.id for context in question.contexts}) == 10
-    assert gold(question) == [GOLD, "Paraffin came later, in 1889."]
-    assert [context.id for context in question.contexts if context.evidence] == ["3"]
-
-
-def test_training_questions_get_passages_that_do_not_answer(tmp_path: Path) -> None:
-    rows = [
-        {
-            "id": f"q{n}",
-            "question": f"When was lighthouse number {n} lit?",
-            "answers": [f"{1800 + n}"],
-            "passage": {
-                "id": f"d{n}",
-                "title": f"Lighthouse {n}",
-                "text": f"Lighthouse {n} was lit in {1800 + n % 25}.",
-            },
-        }
-        for n in range(30)
-    ]
-    questions = prepared("nq_train", tmp_path, {"train.jsonl": rows})
-    assert len(questions) == 25  # the others' passages do not hold the answer
-    for place, question in enumerate(questions):
-        holders = [survives(question.answers, [read(context.text)]) for context in question.contexts]
-        assert len(holders) == 20
-        assert [n for n, holds in enumerate(holders) if holds] == [place % 20]

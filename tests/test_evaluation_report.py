@@ -66,11 +66,11 @@ def retrieval() -> Result:
     )
 
 
-def compression(size: str = "max_tokens", sizes: tuple[float, ...] = (500, 1000)) -> Result:
+def compression(size: str = "max_tokens", sizes: tuple[float, ...] = (500, 1000), **metrics: float) -> Result:
     arms = [Arm(system="no_compression", metrics={"answers_kept": 1.0})]
     for share, system in enumerate(("truncate", "llmlingua")):
         arms += [
-            Arm(system=system, settings={size: one}, metrics={"answers_kept": (share + n) / 4})
+            Arm(system=system, settings={size: one}, metrics={"answers_kept": (share + n) / 4, **metrics})
             for n, one in enumerate(sizes)
         ]
     return result("compress", arms)
@@ -134,6 +134,18 @@ def test_comparisons_have_difference_interval_p_and_n() -> None:
     assert (first[5], second[5]) == ("4", "2")
 
 
+def test_what_is_kept_by_place_has_a_table_of_its_own() -> None:
+    placed = {"answers_kept_early": 0.5, "answers_kept_late": 0.25, "evidence_kept_middle": 0.125}
+    text = report.markdown(compression("rate", (0.25, 0.5), **placed))
+    head, _, *body = rows(text)
+    assert head == ["system", "rate", "answers_kept"]
+    assert len(body) == 5 + 2 + 4
+    assert "By the third of the contexts where it stands (early, middle, late):" in text
+    assert body[5] == ["system", "rate", "answers_kept_early", "answers_kept_late", "evidence_kept_middle"]
+    assert body[7] == ["truncate", "0.25", "0.500", "0.250", "0.125"]
+    assert "third" not in report.markdown(compression())
+
+
 def test_settings_that_all_arms_share_are_told_once() -> None:
     arms = [Arm(system=name, settings={"rate": 0.5, "cold": False, "order": name}) for name in ("a", "b")]
     text = report.markdown(result("compress", arms))
@@ -173,6 +185,10 @@ def test_small_chances_are_not_zero() -> None:
         (retrieval(), ["retrieval_things_quality_ms_p50", "retrieval_things_quality_s_per_query"]),
         (compression(), ["compress_things_kept_max_tokens"]),
         (compression("rate", (0.25, 0.5)), ["compress_things_kept_rate"]),
+        (
+            compression("rate", (0.25, 0.5), evidence_whole=0.5, ms_p50=12.0),
+            [f"compress_things_{name}" for name in ("kept_rate", "whole_rate", "kept_ms_p50", "whole_ms_p50")],
+        ),
         (growth(), ["first_stage_things_ms_p50_items"]),
         (result("protocol", [Arm(system="a", metrics={"handshake_ms": 1.0})]), []),
         (result("retrieval", [Arm(system="a", status="failed", reason="no")]), []),

@@ -35,13 +35,17 @@ MACHINE = re.compile(r"(?<![\w.])/(?:work|home|Users|tmp|opt|root|mnt|var|privat
 
 
 def module(name: str) -> Any:
-    """A script of `benchmarks/`."""
+    """A script of `benchmarks/`, which imports those beside it."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)
     sys.modules[name] = made  # dataclasses look themselves up there
-    spec.loader.exec_module(made)
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        spec.loader.exec_module(made)
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
     return made
 
 
@@ -108,8 +112,11 @@ def test_commands_that_do_not_exist_are_noticed() -> None:
 def test_readme_and_docs_are_made_from_the_results() -> None:
     found = tables.results()
     text = tables.README.read_text("utf-8")
-    assert tables.with_tables(text, found) == text, "Run `make results`."
+    assert tables.with_tables(text, tables.parts(found)) == text, "Run `make results`."
     assert tables.MEASURED.read_text("utf-8") == tables.measured(found), "Run `make results`."
+    if tables.COMPRESSION.is_file():
+        page = tables.COMPRESSION.read_text("utf-8")
+        assert tables.with_tables(page, tables.compression_tables.page(found)) == page, "Run `make results`."
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -283,25 +290,6 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line[1:-1].split("|")]
 
 
-def test_compression_has_a_column_for_each_size() -> None:
-    arms = [
-        Arm(system="no_compression", metrics={"answers_kept": 1.0}),
-        Arm(system="truncate", settings={"rate": 0.5}, metrics={"answers_kept": 0.5}),
-        Arm(system="truncate", settings={"rate": 0.25}, metrics={"answers_kept": 0.25}),
-        Arm(system="slow", settings={"rate": 0.5}, status="timeout", reason="600 s", metrics={"answers_kept": 0.75}),
-        Arm(system="slow", settings={"rate": 0.25}, status="failed", reason="killed"),
-    ]
-    text = "\n".join(tables.parts([example("compress_anything", arms)]))
-    found = [cells(line) for line in text.splitlines() if line.startswith("|")]
-    assert found[0] == ["system", "rate 0.5", "rate 0.25"]
-    assert found[2:] == [
-        ["no_compression", "1.000", "1.000"],
-        ["truncate", "0.500", "0.250"],
-        ["slow", "0.750 timeout", "failed"],
-    ]
-    assert "- slow (rate 0.25): **failed**, `killed`" in text
-
-
 def test_cost_by_size_and_quality_are_tables_of_their_own() -> None:
     arms = [
         Arm(system="ours", settings={"data": "real", "route": "dense"}, metrics={"nDCG@10": 0.5}),
@@ -351,13 +339,15 @@ def test_a_file_that_is_no_result_stops_it(tmp_path: Path) -> None:
 def test_check_says_which_page_is_stale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    readme, measured = tmp_path / "README.md", tmp_path / "measured.md"
-    readme.write_text("x\n<!-- results:start -->\n<!-- results:end -->\ny\n", "utf-8")
+    readme, measured, compression = (tmp_path / f"{name}.md" for name in ("README", "measured", "compression"))
+    for page in (readme, compression):
+        page.write_text("x\n<!-- results:start -->old\n<!-- results:end -->\ny\n", "utf-8")
     monkeypatch.setattr(tables, "README", readme)
     monkeypatch.setattr(tables, "MEASURED", measured)
+    monkeypatch.setattr(tables, "COMPRESSION", compression)
     monkeypatch.setattr(tables, "results", lambda: [latency(1.0, 2.0)])
     assert tables.main(["--check"]) == 1
-    assert "README.md, measured.md" in capsys.readouterr().out
+    assert "README.md, measured.md, compression.md" in capsys.readouterr().out
     assert tables.main([]) == 0
     assert tables.main(["--check"]) == 0
     assert readme.read_text("utf-8").endswith("<!-- results:end -->\ny\n")

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from ...errors import Cancelled, MissingWeights, TimedOut
+from ...errors import Cancelled, TimedOut
 from ...manifests import weights
-from ...manifests.registry import card
+from ...manifests.registry import card, cards
 from ...progress import step
 from ...refiners.base import Budget, plain
 from ...refiners.tokens import count
@@ -26,6 +26,8 @@ from .baselines import NO_COMPRESSION, baselines
 from .compare import against
 from .environment import environment
 from .memory import PeakMemory
+from .positions import METRICS as BY_PLACE
+from .positions import THIRDS, Places
 from .result import Arm, Result, file_name
 from .retrieval import precision_of
 from .survival import Facts
@@ -37,9 +39,11 @@ if TYPE_CHECKING:
     from .datasets import Question, Questions
     from .result import Comparison
 
-KEPT = ("answers_kept", "evidence_kept", "numbers_kept", "entities_kept")
-COMPARED = ("answers_kept", "evidence_kept", "numbers_kept")
+KEPT = ("answers_kept", "evidence_kept", "evidence_whole", "numbers_kept", "entities_kept")
+COMPARED = ("answers_kept", "evidence_kept", "evidence_whole", "numbers_kept")
 """What is kept query by query, and tested against the first refiner."""
+ALL = "all"
+"""Stands for every refiner of text whose weights are here."""
 
 Build = Callable[[Stages], "Refiner"]
 
@@ -67,6 +71,7 @@ class _Case:
     question: Question
     hits: Sequence[Hit]
     facts: Facts
+    places: Places
     original: int
 
 
@@ -95,7 +100,7 @@ def evaluate(
     """Measure `refiners` and the baselines at every size.
 
     Args:
-        refiners: ids; the first is what all others are tested against, size by size.
+        refiners: ids, or `ALL`; the first is what all others are tested against, size by size.
         budgets: in tokens of `settings.tokenizer`.
         rates: shares of a question's own tokens, above 0 up to 1.
         reranker: puts the contexts in its order first, the same for all arms, and gives the hits their scores; None
@@ -103,9 +108,9 @@ def evaluate(
 
     Raises:
         UnknownSystem: an id that no card has.
-        MissingWeights: of a system, or of the encoder that `dense_sentences` needs. Nothing is measured without them.
+        MissingWeights: of a system's card, or of the encoder that `dense_sentences` needs. Nothing is measured then.
     """
-    chosen = tuple(dict.fromkeys(refiners))
+    chosen, left_out = _chosen(refiners, settings)
     _check(chosen, reranker, settings)
     cases, ordering = _cases(questions, reranker, settings)
     sizes = [*(_Size(max_tokens=n) for n in dict.fromkeys(budgets)), *(_Size(rate=r) for r in dict.fromkeys(rates))]
@@ -127,8 +132,19 @@ def evaluate(
         environment=environment(("llmlingua",), precision_of(settings)),
         arms=tuple(arms),
         comparisons=tuple(row for row in comparisons if row.n),
-        notes=tuple(_notes(settings, ordering)),
+        notes=tuple(_notes(settings, ordering, cases, left_out)),
     )
+
+
+def _chosen(refiners: Sequence[str], settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The refiners to measure, the profile's first among those that `ALL` adds, and those whose weights it misses."""
+    if ALL not in refiners:
+        return tuple(dict.fromkeys(refiners)), ()
+    known = [one for one in cards().values() if one.role == "refiner" and one.family == "hard"]
+    missing = [one.id for one in known if any(weights.state(w, settings.weights) != "present" for w in one.weights)]
+    there = sorted((one.id for one in known if one.id not in missing), key=lambda name: name != settings.refiner)
+    wanted = dict.fromkeys(name for given in refiners for name in (there if given == ALL else [given]))
+    return tuple(wanted), tuple(name for name in missing if name not in wanted)
 
 
 def _check(refiners: Sequence[str], reranker: str | None, settings: Settings) -> None:
@@ -170,7 +186,7 @@ def _cases(questions: Questions, reranker: str | None, settings: Settings) -> tu
             hits = ranked.rank(Query(question.text), hits).hits
             seconds.append(time.perf_counter() - start)
         original = count("\n\n".join(hit.item.text for hit in hits), settings.tokenizer)
-        cases.append(_Case(question, hits, Facts.of(question), original))
+        cases.append(_Case(question, hits, Facts.of(question), Places.of(question, hits), original))
     if not reranker:
         return cases, "Contexts stand in the order of the data, all with the same score."
     return cases, f"Contexts stand in the order of `{reranker}`, which took {_ms(seconds, 50):,.0f} ms (median) apart."
@@ -185,18 +201,19 @@ def _arm(
         with PeakMemory() as memory:
             refiner = build(Stages(settings))
             seen = [_compressed(refiner, case, size, settings, done) for case in cases]
-    except (Cancelled, TimedOut, MissingWeights):
+    except (Cancelled, TimedOut):
         raise
     except Exception as error:  # a system's own fault must not stop the others; it is reported by name
         return Arm(system=name, settings=told, status="failed", reason=f"{type(error).__name__}: {error}")
-    values = {metric: {one.case.question.id: one.kept[metric] for one in seen} for metric in KEPT}
+    values = {metric: {one.case.question.id: one.kept[metric] for one in seen} for metric in (*KEPT, *BY_PLACE)}
+    means = {metric: _mean(found.values()) for metric, found in values.items()}
     read = sum(one.case.original for one in seen)
     seconds = [one.seconds for one in seen]
     return Arm(
         system=name,
         settings=told,
         metrics={
-            **{metric: _mean(found.values()) for metric, found in values.items()},
+            **{metric: mean for metric, mean in means.items() if metric in KEPT},
             "rate_requested": fmean(min(1.0, one.budget / max(1, one.case.original)) for one in seen) if size else None,
             "rate_achieved": fmean(one.used / max(1, one.case.original) for one in seen),
             "over_budget": fmean(one.used > one.budget for one in seen) if size else None,
@@ -204,8 +221,9 @@ def _arm(
             "ms_p50": _ms(seconds, 50),
             "ms_p95": _ms(seconds, 95),
             "peak_rss_mb": memory.mb,
+            **{metric: mean for metric, mean in means.items() if metric in BY_PLACE and mean is not None},
         },
-        per_query={metric: values[metric] for metric in COMPARED if _mean(values[metric].values()) is not None},
+        per_query={metric: values[metric] for metric in COMPARED if means[metric] is not None},
     )
 
 
@@ -228,16 +246,31 @@ def _compressed(refiner: Refiner, case: _Case, size: _Size | None, settings: Set
     refined: Refined = refiner.refine(Query(case.question.text), case.hits, Budget(budget, settings.tokenizer))
     seconds = time.perf_counter() - start
     used = count(plain(refined.passages, 0), settings.tokenizer)
-    return _Seen(case, budget, used, seconds, case.facts.kept(refined.passages))
+    kept = case.facts.kept(refined.passages)
+    kept |= case.places.kept(kept["answers_kept"], refined.passages)
+    return _Seen(case, budget, used, seconds, kept)
 
 
-def _notes(settings: Settings, ordering: str) -> Iterator[str]:
+def _notes(settings: Settings, ordering: str, cases: Sequence[_Case], left_out: Sequence[str]) -> Iterator[str]:
+    if left_out:
+        yield f"Not measured, their weights are not here: {', '.join(f'`{name}`' for name in left_out)}."
     yield ordering
+    yield from _placed(cases)
     yield f"Tokens are those of `{settings.tokenizer}`. Times count all that a system reads; arms share no cache."
     yield "`peak_rss_mb` is that of the whole process, with what libraries keep from earlier arms; baselines run first."
     yield "An answer is kept when a spelling of it, normalised as in SQuAD, stands in one passage as whole words."
     yield "`entities_kept`: names are found by a rule for English (`tools/evaluation/survival.py`), not by a model."
     yield f"Encoder: `{settings.encoder}`; language model of perplexity systems: `{settings.lm}`."
+
+
+def _placed(cases: Sequence[_Case]) -> Iterator[str]:
+    """How many questions stand behind each figure of a third."""
+    answers = {third: sum(case.places.answer == third for case in cases) for third in THIRDS}
+    gold = {third: sum(any(c.evidence for c in case.places.contexts[third]) for case in cases) for third in THIRDS}
+    for what, found in (("the answer stands in one third of the contexts alone", answers), ("gold evidence", gold)):
+        if any(found.values()):
+            told = ", ".join(f"{third} {n:,}" for third, n in found.items())
+            yield f"Questions by place, where {what}: {told}."
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

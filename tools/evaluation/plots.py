@@ -24,7 +24,13 @@ a line on white, is a grey here). Marker and dash tell the lines apart too."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "<", ">", "p")
 DASHES = ("-", "--", "-.", ":")
 
-KEPT, QUALITY, ITEMS = "answers_kept", "nDCG@10", "items"
+QUALITY, ITEMS = "nDCG@10", "items"
+KEPT = {
+    "answers_kept": ("kept", "share of the answers kept"),
+    "evidence_kept": ("evidence", "share of the evidence kept"),
+    "evidence_whole": ("whole", "share of the evidence kept whole"),
+}
+"""Metric → what its plots are called, and its axis."""
 SIZES = {"max_tokens": "tokens allowed", "rate": "share of the tokens allowed"}
 TIMES = {"ms_p50": "milliseconds a query, median", "s_per_query": "seconds a query"}
 
@@ -41,8 +47,9 @@ Series = Mapping[str, Sequence[Point]]
 def draw(result: Result, folder: Path) -> list[Path]:
     """Write every plot that the result has the figures for, each as SVG and PNG; answers the files.
 
-    Answers kept against tokens (`compress`, `pipeline`), nDCG@10 against latency (`retrieval`, `rerank`), and latency
-    against library size, where arms have the setting `items`. A figure that is missing has no point.
+    Answers and evidence kept against tokens (`compress`, `pipeline`) and against latency (`compress`), nDCG@10 against
+    latency (`retrieval`, `rerank`), and latency against library size, where arms have the setting `items`. A figure
+    that is missing has no point.
     """
     files: list[Path] = []
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,12 +61,17 @@ def draw(result: Result, folder: Path) -> list[Path]:
 def _plots(result: Result) -> Iterator[tuple[str, Callable[[Axes], None]]]:
     arms = result.arms
     if result.kind in ("compress", "pipeline"):
-        for size in SIZES:
-            if found := _series(arms, size, KEPT):
-                unlimited = {
-                    arm.system: arm.metrics.get(KEPT) for arm in arms if not arm.settings.keys() & SIZES.keys()
-                }
-                yield f"kept_{size}", partial(_kept, size, found, unlimited)
+        for metric, (name, _) in KEPT.items():
+            for size in SIZES:
+                if found := _series(arms, size, metric):
+                    unlimited = {
+                        arm.system: arm.metrics.get(metric) for arm in arms if not arm.settings.keys() & SIZES.keys()
+                    }
+                    yield f"{name}_{size}", partial(_kept, metric, size, found, unlimited)
+    if result.kind == "compress":
+        for metric, (name, _) in KEPT.items():
+            if found := _traded(arms, "ms_p50", metric):
+                yield f"{name}_ms_p50", partial(_kept_in, metric, "ms_p50", found)
     if result.kind in ("retrieval", "rerank"):
         for time in TIMES:
             if points := _points(arms, time, QUALITY):
@@ -80,6 +92,17 @@ def _series(arms: Sequence[Arm], setting: str, metric: str) -> dict[str, list[Po
     return {label: sorted(points) for label, points in found.items()}
 
 
+def _traded(arms: Sequence[Arm], across: str, up: str) -> dict[str, list[Point]]:
+    """Line by line, both metrics of every arm that has them, in the order of the arms; one line for each system."""
+    told = [key for key in varying(arms) if key not in SIZES]
+    found: dict[str, list[Point]] = {}
+    for arm in arms:
+        x, y = arm.metrics.get(across), arm.metrics.get(up)
+        if x is not None and y is not None:
+            found.setdefault(_label(arm, told), []).append((float(x), float(y)))
+    return found
+
+
 def _points(arms: Sequence[Arm], across: str, up: str) -> dict[str, list[Point]]:
     """One point for each arm that has both metrics."""
     told = varying(arms)
@@ -93,15 +116,27 @@ def _label(arm: Arm, settings: Sequence[str]) -> str:
     return parts if arm.status == "ok" else f"{parts} ({arm.status})"
 
 
-def _kept(size: str, series: Series, unlimited: Mapping[str, float | int | None], axes: Axes) -> None:
+def _kept(metric: str, size: str, series: Series, unlimited: Mapping[str, float | int | None], axes: Axes) -> None:
     _lines(axes, series)
     for label, level in unlimited.items():
         if level is not None:
             axes.axhline(level, color="#8C8C8C", linewidth=1, linestyle=(0, (1, 1)), label=_drawable(label))
-    axes.set_ylim(-0.03, 1.03)
-    axes.set_ylabel("share of the answers kept")
+    _shares(axes, metric)
     axes.set_xlabel(SIZES[size])
     _ticks(axes, series, log=size == "max_tokens")
+
+
+def _kept_in(metric: str, time: str, series: Series, axes: Axes) -> None:
+    _lines(axes, series)
+    _shares(axes, metric)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(_plain)
+    axes.set_xlabel(TIMES[time])
+
+
+def _shares(axes: Axes, metric: str) -> None:
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_ylabel(KEPT[metric][1])
 
 
 def _quality(time: str, points: Series, axes: Axes) -> None:

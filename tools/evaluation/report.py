@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .positions import METRICS as BY_PLACE
+from .positions import THIRDS
 from .result import DIGITS
 
 if TYPE_CHECKING:
@@ -124,11 +126,29 @@ def machine(environment: Mapping[str, Any]) -> str:
     return ", ".join([*parts, str(environment.get("gpu") or "no GPU")])
 
 
+def by_place(arms: Sequence[Arm]) -> list[str]:
+    """What is kept by the third of the contexts where it stands: a line of introduction and a table, or nothing."""
+    names = [name for name in BY_PLACE if name in metrics(arms)]
+    told = [arm for arm in arms if any(name in arm.metrics for name in names)]
+    if not told:
+        return []
+    settings = varying(told)
+    rows = [
+        [arm.system, *_settings(arm, settings), *(figure(arm.metrics[n]) if n in arm.metrics else "" for n in names)]
+        for arm in told
+    ]
+    head = ["system", *settings, *names]
+    return [
+        f"By the third of the contexts where it stands ({', '.join(THIRDS)}):",
+        table(head, rows, 1 + len(settings)),
+    ]
+
+
 def _parts(result: Result, heading: str) -> Iterator[str]:
     yield f"{heading} {result.title}"
     yield _header(result)
     yield _arms(result.arms)
-    yield from filter(None, (_same(result.arms), reasons(result.arms)))
+    yield from filter(None, (_same(result.arms), reasons(result.arms), *by_place(result.arms)))
     if result.comparisons:
         yield from _comparisons(result.comparisons)
     if result.notes:
@@ -153,19 +173,23 @@ def _header(result: Result) -> str:
 
 
 def _arms(arms: Sequence[Arm]) -> str:
-    settings, names = varying(arms), metrics(arms)
+    settings, names = varying(arms), [name for name in metrics(arms) if name not in BY_PLACE]
     queries = [max((len(values) for values in arm.per_query.values()), default=0) for arm in arms]
     told_n = len({n for n in queries if n}) > 1  # as when a slow system was given fewer queries
     told_status = any(arm.status != "ok" for arm in arms)
     head = ["system", *settings, *(["status"] if told_status else []), *(["n"] if told_n else []), *names]
     rows = [
-        [arm.system, *(told(arm.settings.get(key, "")) for key in settings)]
+        [arm.system, *_settings(arm, settings)]
         + ([arm.status] if told_status else [])
         + ([f"{n:,}" if n else ""] if told_n else [])
         + [figure(arm.metrics[name]) if name in arm.metrics else "" for name in names]
         for arm, n in zip(arms, queries, strict=True)
     ]
     return table(head, rows, text=1 + len(settings) + told_status)
+
+
+def _settings(arm: Arm, keys: Sequence[str]) -> list[str]:
+    return [told(arm.settings.get(key, "")) for key in keys]
 
 
 def _same(arms: Sequence[Arm]) -> str:

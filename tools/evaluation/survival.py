@@ -144,6 +144,7 @@ class Facts:
         return {
             "answers_kept": None if alive is None else float(alive),
             "evidence_kept": evidence_kept(self.contexts, passages),
+            "evidence_whole": evidence_whole(self.contexts, passages),
             "numbers_kept": _share(self.numbers & numbers(whole), self.numbers),
             "entities_kept": None if self.names is None else _share(_present(self.names, left), self.names),
         }
@@ -159,14 +160,29 @@ def evidence_kept(contexts: Sequence[Context], passages: Sequence[Passage]) -> f
     total = sum(map(len, wanted.values()))
     if not total:
         return None
-    spans = [(p.item.id, piece.span) for p in passages for piece in p.pieces if piece.span is not None]
-    if not spans:
+    kept = _places(passages)
+    if kept is None:
         texts = [read(passage.text).joined for passage in passages]
         return sum(len(_said(context, texts)) for context in contexts) / total
-    kept: dict[str, set[int]] = {}
-    for key, (start, end) in spans:
-        kept.setdefault(key, set()).update(range(start, end))
     return sum(len(places & kept.get(key, set())) for key, places in wanted.items()) / total
+
+
+def evidence_whole(contexts: Sequence[Context], passages: Sequence[Passage]) -> float | None:
+    """The share of the gold spans of which nothing but white space is lost; None without gold spans.
+
+    Where a gold span is a row of a table, that is a number together with its label. Where no piece of any passage has
+    a span, a gold span is whole if its words stand in one passage, as an answer would.
+    """
+    wanted = [(one, span) for one in contexts for span in one.evidence if _inked(one.text, [span])]
+    if not wanted:
+        return None
+    kept = _places(passages)
+    if kept is None:
+        texts = [read(passage.text) for passage in passages]
+        whole = [survives([context.text[slice(*span)]], texts) for context, span in wanted]
+    else:
+        whole = [_inked(context.text, [span]) <= kept.get(context.id, set()) for context, span in wanted]
+    return sum(whole) / len(whole)
 
 
 @dataclass(frozen=True)
@@ -219,6 +235,15 @@ def _names(sentence: str) -> Iterator[str]:
         name = _POSSESSIVE.sub("", _folded(match.group()))
         if len(name) > 1 and not _PRONOUN.fullmatch(name):
             yield name
+
+
+def _places(passages: Sequence[Passage]) -> dict[str, set[int]] | None:
+    """Item id → the places of its text that are kept, by the spans of the pieces; None where no piece has a span."""
+    spans = [(p.item.id, piece.span) for p in passages for piece in p.pieces if piece.span is not None]
+    kept: dict[str, set[int]] = {}
+    for key, (start, end) in spans:
+        kept.setdefault(key, set()).update(range(start, end))
+    return kept if spans else None
 
 
 def _inked(text: str, spans: Iterable[tuple[int, int]]) -> set[int]:
