@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .. import progress
-from ..errors import Cancelled, TriptychError
+from ..errors import BadInput, Cancelled, TriptychError
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import FrameType
 
     from rich.console import Console
@@ -28,6 +29,21 @@ if TYPE_CHECKING:
 SHOW_AFTER_S = 2.0
 LINE_EVERY_S = 5.0
 STOPPING = "Stopping after this step; press Ctrl-C again to stop at once.\n"
+
+
+def saved(content: bytes, path: Path) -> Path:
+    """Write a file that the user asked for.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
+    try:
+        path.expanduser().write_bytes(content)
+    except OSError as error:
+        raise BadInput(
+            f"`{path.name}` cannot be written: {error.strerror}.", "Name another file: `--out FILE`."
+        ) from None
+    return path
 
 
 class ReaderGone(Exception):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         StatusOut,
         TokensOut,
         VerifyOut,
+        ViewOut,
         WatchOut,
     )
 
@@ -64,8 +65,15 @@ def ranked(to: Console, result: RerankOut) -> None:
 
 def document(to: Console, result: FetchOut) -> None:
     """`fetch`."""
-    to.print(f"{result.title} · {result.uri}", style="bold")
-    to.print(result.text)
+    to.print(_seen(f"{result.title} · {result.uri}"), style="bold")
+    to.print(_seen(result.text))
+
+
+def viewed(to: Console, result: ViewOut, file: str) -> None:
+    """`view`."""
+    to.print(_seen(f"{result.title} · {result.where}"), style="bold")
+    size = f"{result.width:,} × {result.height:,} pixels, {result.mime}"
+    to.print(f"{file}: {size}, {result.tokens:,} tokens by the formula {result.formula}")
 
 
 def indexed(to: Console, result: IndexOut) -> None:
@@ -184,8 +192,8 @@ def _passages(to: Console, rows: Sequence[PassageOut]) -> None:
     if not rows:
         to.print("Nothing found.")
     for row in rows:
-        to.print(f"[{row.n}] {row.title} · {row.where} · {row.id}", style="bold")
-        to.print(row.text + "\n")
+        to.print(_seen(f"[{row.n}] {row.title} · {row.where} · {row.id}"), style="bold")
+        to.print(_seen(row.text) + "\n")
 
 
 def _hits(to: Console, rows: Sequence[HitOut]) -> None:
@@ -193,8 +201,15 @@ def _hits(to: Console, rows: Sequence[HitOut]) -> None:
         to.print("Nothing found.")
     for row in rows:
         place = row.uri if row.page is None else f"{row.uri} p.{row.page}"
-        to.print(f"[{row.n}] {row.title} · {place} · {row.id} · {row.score:.4f}", style="bold")
-        to.print(row.text + "\n")
+        to.print(_seen(f"[{row.n}] {row.title} · {place} · {row.id} · {row.score:.4f}"), style="bold")
+        to.print(_seen(row.text) + "\n")
+
+
+def _seen(text: str) -> str:
+    """`text` without what would steer a terminal; texts that callers bring were cleaned by no reader."""
+    from ..retrievers.readers.base import clean
+
+    return clean(text)[0]
 
 
 def _dropped(to: Console, rows: Sequence[DroppedOut]) -> None:

@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import BadInput
 from .operations import MAX_K, MAX_QUERY
-from .schemas import Given
+from .schemas import Given, Text
 
 MAX_CANDIDATES = 200
+MAX_LISTWISE = 20
 MAX_CANDIDATE_CHARS = 8000
 MAX_ECHO = 80
 SHOWN_IN_MESSAGES = ("minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems")
@@ -37,7 +38,7 @@ Ids = Annotated[list[Id], Field(max_length=MAX_CANDIDATES, description="Ids from
 
 
 class Candidate(Given):
-    text: str = Field(max_length=MAX_CANDIDATE_CHARS)
+    text: Text = Field(max_length=MAX_CANDIDATE_CHARS)
 
 
 Texts = Annotated[list[Candidate], Field(max_length=MAX_CANDIDATES, description="Texts instead of ids.")]
@@ -90,6 +91,16 @@ class RerankArguments(Arguments):
     max_tokens: Tokens | None = None
 
 
+class LLMRerankArguments(Arguments):
+    """Rerank up to 20 passages by asking your own language model (MCP sampling): ids from `search`, or texts of your
+    own. Slower than `rerank`; for hard questions."""
+
+    query: Question
+    ids: Annotated[list[Id], Field(max_length=MAX_LISTWISE)] | None = None
+    passages: Annotated[list[Candidate], Field(max_length=MAX_LISTWISE)] | None = None
+    max_tokens: Tokens | None = None
+
+
 class CompressArguments(Arguments):
     """Compress passages, notes or long texts into a token budget, keeping what matters for the query. Kept words are
     verbatim."""
@@ -108,7 +119,7 @@ class FetchArguments(Arguments):
     span: (
         Annotated[
             list[Annotated[int, Field(ge=0)]],
-            Field(min_length=2, max_length=2, description="Start and end characters to read."),
+            Field(min_length=2, max_length=2, description="Start and end character."),
         ]
         | None
     ) = None
@@ -118,8 +129,9 @@ class FetchArguments(Arguments):
 class ViewArguments(Arguments):
     """View the page, picture, table, chart or scan behind a passage id as an image."""
 
-    id: Annotated[Id, Field(description="Id from an earlier answer.")]
-    max_edge: Annotated[int, Field(ge=64, le=2048, description="Longest edge in pixels.")] = 1024
+    id: Id
+    max_edge: Annotated[int, Field(ge=64, le=2048, description="Pixels.")] = 1024
+    max_tokens: Tokens | None = None
 
 
 class StatusArguments(Arguments):
@@ -141,7 +153,7 @@ class DeleteArguments(Arguments):
     """Delete passages from the library by id or by the start of their uri. The files themselves stay."""
 
     ids: Ids | None = None
-    uri_prefix: Annotated[str, Field(min_length=1, description="Start of the uris to delete.")] | None = None
+    uri_prefix: Annotated[str, Field(min_length=1, description="Start of uris.")] | None = None
 
 
 class OpenAISearchArguments(Arguments):
@@ -227,9 +239,11 @@ def _unquoted(value: Any, field: Mapping[str, Any]) -> Any:
     if not isinstance(value, str) or field.get("type") == "string" or "enum" in field:
         return value
     try:
-        return json.loads(value)
-    except ValueError:
+        read = json.loads(value)
+        json.dumps(read, ensure_ascii=False).encode()
+    except ValueError:  # no JSON, or half of a surrogate pair in it
         return value
+    return read
 
 
 def explained(error: ValidationError, model: type[Arguments]) -> BadInput:
@@ -261,6 +275,7 @@ def _unknown(name: str, known: Sequence[str]) -> BadInput:
 
 def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= MAX_ECHO else text[: MAX_ECHO - 1] + "…"
 
 

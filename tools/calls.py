@@ -1,6 +1,6 @@
 """The operations as assistants call them: checked arguments in, the block inside its budget out.
 
-The MCP server and the LangChain tools are thin shells around these five functions.
+The MCP server and the LangChain tools are thin shells around these six functions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from .operations import checked_budget
 
 if TYPE_CHECKING:
     from .answers import Answer
-    from .arguments import CompressArguments, FetchArguments, RerankArguments, RetrieveArguments, SearchArguments
+    from .arguments import (
+        CompressArguments,
+        FetchArguments,
+        LLMRerankArguments,
+        RerankArguments,
+        RetrieveArguments,
+        SearchArguments,
+        ViewArguments,
+    )
     from .library import Triptych
     from .schemas import Given, Shape
 
@@ -46,14 +54,14 @@ def search(session: Triptych, given: SearchArguments, note: str | None = None) -
 def rerank(session: Triptych, given: RerankArguments) -> Called:
     """The candidates in a better order, as many as fit."""
     budget = budget_of(session, given.max_tokens)
-    result = session.rerank(given.query, _candidates(given))
+    result = session.rerank(given.query, candidates(given))
     return Called(answers.of_hits(result, budget, session.settings.tokenizer), result)
 
 
 def compress(session: Triptych, given: CompressArguments) -> Called:
     """The candidates inside the budget."""
     budget = budget_of(session, given.max_tokens)
-    result = session.compress(given.query, _candidates(given), budget)
+    result = session.compress(given.query, candidates(given), budget)
     return Called(answers.of_passages(result, budget), result)
 
 
@@ -62,6 +70,13 @@ def fetch(session: Triptych, given: FetchArguments) -> Called:
     budget = budget_of(session, given.max_tokens)
     result = session.fetch(given.id, (given.span[0], given.span[1]) if given.span else None)
     return Called(answers.of_document(result, budget, session.settings.tokenizer), result)
+
+
+def view(session: Triptych, given: ViewArguments) -> Called:
+    """The picture behind an id, as large as fits."""
+    budget = budget_of(session, given.max_tokens)
+    result = session.view(given.id, given.max_edge, budget)
+    return Called(answers.of_view(result, budget, session.settings.tokenizer), result)
 
 
 def budget_of(session: Triptych, max_tokens: int | None = None) -> int:
@@ -78,7 +93,8 @@ def _where(given: RetrieveArguments | SearchArguments) -> Where | None:
     return None if where == Where() else where
 
 
-def _candidates(given: RerankArguments | CompressArguments) -> list[str | Given]:
+def candidates(given: RerankArguments | CompressArguments | LLMRerankArguments) -> list[str | Given]:
+    """The ids or texts of a call; both or neither is `BadInput`."""
     if bool(given.ids) == bool(given.passages):
         raise BadInput("Either `ids` or `passages` is needed.", "Give one of the two.")
     return [*(given.ids or ()), *(given.passages or ())]

@@ -14,7 +14,7 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.tools import BaseTool, ToolException
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 
 from ..errors import BadInput, TriptychError
 from . import calls
@@ -218,10 +218,14 @@ class TriptychCompressor(BaseDocumentCompressor):
 
 def _given(documents: Sequence[Document]) -> list[Given]:
     """Documents under numbers of our own: theirs may be missing or stand twice."""
-    return [
-        Given(text=document.page_content, id=f"document-{n:06d}", uri=_uri(document))
-        for n, document in enumerate(documents, 1)
-    ]
+    return [_given_one(n, document) for n, document in enumerate(documents, 1)]
+
+
+def _given_one(n: int, document: Document) -> Given:
+    try:
+        return Given(text=document.page_content, id=f"document-{n:06d}", uri=_uri(document))
+    except ValidationError:
+        raise BadInput(f"Document `{n}` is no text that UTF-8 can write.", "Decode its file again.") from None
 
 
 def _uri(document: Document) -> str | None:
