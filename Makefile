@@ -1,4 +1,4 @@
-# make demo | test | test-milvus | check | dist | bench | results | weights | clean
+# make demo | test | test-milvus | check | dist | bench | prove | results | weights | clean
 # PYTHON picks the interpreter that makes .venv; TRIPTYCH_HOME is where weights and libraries of this checkout live.
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ export MYPYPATH := .types
 MILVUS_VERSION := 2.3.5
 export MILVUS_ENV ?= $(CURDIR)/.cache/milvus-$(MILVUS_VERSION)
 
-.PHONY: demo test test-milvus check dist bench results weights clean
+.PHONY: demo test test-milvus check dist bench prove results weights clean
 
 demo: $(VENV)/.installed-mcp,office,audio,video
 	$(PULL)
@@ -48,6 +48,11 @@ bench: $(VENV)/.installed-bench
 	$(PULL)
 	$(PY) benchmarks/bench.py $(if $(filter-out 0,$(QUICK)),--quick) $(foreach group,$(ONLY),--only $(group)) \
 	  $(foreach folder,$(DATA),--data $(folder)) $(foreach file,$(QUESTIONS),--questions $(file))
+
+# The experiment of one system: make prove ID=cpc. QUESTIONS names a question file, LIMIT how many of it.
+prove: $(VENV)/.installed-bench
+	$(PULL)
+	$(PY) benchmarks/proofs/$(ID).py $(if $(QUESTIONS),--questions $(QUESTIONS)) $(if $(LIMIT),--limit $(LIMIT))
 
 results: $(VENV)/.installed-mcp
 	$(PY) benchmarks/tables.py

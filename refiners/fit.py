@@ -179,7 +179,7 @@ class _Filling:
             kept = self._add({}, map(self._evidence.closed, parts[:n]))
             at = list(accumulate(map(self._cost, wanted), initial=self._measure(kept)))
             wanted = wanted[max(0, self._longest(at, lambda k: self._add(kept, wanted[:k]))) :]
-            if self.used < before[1]:
+            if n and self.used < before[1]:  # a tail that keeps no part whole has its reasons
                 (self.spans, self.used), wanted = before, []
         if self.used > self._room and not parts:
             raise _too_small(self._room, self.used)
