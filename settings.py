@@ -20,7 +20,10 @@ from .errors import BadInput
 QUALITIES = ("default", "high")
 _PATHS = ("home",)
 _FLAGS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-_INTEGERS = ("max_tokens", "max_tokens_cap", "depth", "rerank_depth", "threads")
+_INTEGERS = (
+    *("max_tokens", "max_tokens_cap", "depth", "rerank_depth", "threads"),
+    *("lm_timeout", "lm_concurrency", "lm_rpm"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,14 @@ class Settings:
         profile: the profile these settings came from.
         encoder, reranker, refiner: system ids (see `triptych systems`), `"none"` where a stage is off.
         lm: the weights of the small language model that perplexity systems use.
-        pruning: how these decide about words: `"exact"` as published, `"fast"` in one pass, an approximation.
+        lm_endpoint: `""` for that one, else the address of an OpenAI-compatible endpoint (usually up to `/v1`) whose
+            model `lm_model` the prompted systems use; its key stands in the environment, as `TRIPTYCH_LM_KEY`.
+        lm_can: some of `generate, logprobs, logits, images`; `""`: the endpoint is asked once.
+        lm_prices: `"PROMPTS, ANSWERS"`, what a million tokens cost, for reports of the cost.
+        lm_timeout: seconds that one attempt may take; a request with all its attempts takes at most three times that.
+        lm_concurrency: requests under way at once.
+        lm_rpm: requests begun in a minute, 0 for no limit.
+        pruning: how these decide about words: `"exact"` as published, `"fast"` an approximation.
         pruning_reach: what `llmlingua` prunes: `"edge"`, sentences at the edge of the budget, or `"all"`, the whole
             context, as published.
         speech: the weights that recognise speech in sound and video: `moonshine_tiny_en` (English) or `whisper_base`
@@ -64,6 +74,13 @@ class Settings:
     reranker: str = "maxsim"
     refiner: str = "llmlingua"
     lm: str = "smollm2_135m_instruct"
+    lm_endpoint: str = ""
+    lm_model: str = ""
+    lm_can: str = ""
+    lm_prices: str = ""
+    lm_timeout: int = 60
+    lm_concurrency: int = 4
+    lm_rpm: int = 0
     pruning: str = "exact"
     pruning_reach: str = "edge"
     speech: str = "moonshine_tiny_en"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,14 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from triptych.errors import Cancelled, MissingWeights, Unsupported
+from triptych.errors import BadInput, Cancelled, MissingWeights, Unsupported
 from triptych.manifests.registry import card
 from triptych.progress import reporting
 from triptych.refiners.base import Budget
-from triptych.refiners.hard._llmlingua_compat import POSITIONS_AT_ONCE, SEPARATOR, OfflineCompressor, cache_name
-from triptych.refiners.hard.llmlingua import LM_TOKENS, LLMLingua
+from triptych.refiners.hard._llmlingua_compat import (
+    SEPARATOR,
+    WINDOW,
+    Decisions,
+    OfflineCompressor,
+    cache_name,
+    window_of,
+)
+from triptych.refiners.hard.llmlingua import LM_TOKENS, LLMLingua, by_perplexity
 from triptych.retrievers.base import Hit, Item, Query, Source
-from triptych.retrievers.lm import ScriptedLM, TransformersLM
+from triptych.retrievers.lm import TransformersLM
 
 TEXTS = [
     "The first Nobel Prize in Physics was awarded in 1901 to Wilhelm Conrad Röntgen, of Germany, who received 150,782 "
@@ -125,21 +134,118 @@ def test_the_logits_of_all_positions_never_exist_at_once(lm: TransformersLM, mon
         return head(states)
 
     monkeypatch.setattr(lm.model, "get_output_embeddings", lambda: watched)
+    monkeypatch.setattr("triptych.refiners.hard._llmlingua_compat.LOGITS_AT_ONCE", 20 * lm.model.config.vocab_size)
     OfflineCompressor(lm.model, lm.tokenizer).get_ppl(TEXTS[2])
-    assert max(seen) <= POSITIONS_AT_ONCE
+    assert max(seen) == 20
     assert sum(seen) == len(lm.tokenizer(TEXTS[2])["input_ids"]) - 1
 
 
-def test_decisions_are_the_packages_own(ours: OfflineCompressor) -> None:
-    contexts, keep, window = TEXTS[:2], 0.5, 60
-    lengths = [ours.get_token_length(text, False) for text in contexts]
-    ids, _ = ours.iterative_compress_prompt(
-        contexts, keep * (sum(lengths) + 2 * len(contexts) + 1), iterative_size=window, dynamic_ratio=[0.0, 0.0]
+def made_up(seed: int) -> list[str]:
+    """One to four texts of random words, numbers and signs."""
+    chosen = np.random.default_rng(seed)
+    words = ["rate", "of", "the", "12", "EUR", "not", "Berlin", "night;", "API_KEY", "柏林", "\n", "é", "hotel."]
+    return [" ".join(chosen.choice(words, chosen.integers(20, 80))) for _ in range(chosen.integers(1, 5))]
+
+
+def package_decides(plain: Plain, contexts: list[str], keep: float, window: int, question: str, deltas: Any) -> Any:
+    """Ids that the package's own loop keeps, over whole logits and whole passes."""
+    lengths = [plain.get_token_length(text, False) for text in contexts]
+    ids, _ = plain.iterative_compress_prompt(
+        [question, *contexts] if question else contexts,
+        keep * (sum(lengths) + 2 * len(contexts) + 1),
+        iterative_size=window,
+        start=plain.get_prefix_length(question + SEPARATOR, contexts[0]) if question else 0,
+        dynamic_ratio=list(deltas),
+        condition_compare=bool(question),
     )
-    decided = ours.decide(contexts, keep, window)
+    return ids[0].tolist()
+
+
+@pytest.mark.parametrize("question", ["", "What does a night cost?"])
+@pytest.mark.parametrize("seed", range(25))
+def test_decisions_are_the_packages_own(lm: TransformersLM, seed: int, question: str) -> None:
+    contexts, chosen = made_up(seed), np.random.default_rng(seed)
+    keep, window = float(chosen.uniform(0.1, 0.95)), int(chosen.integers(8, 120))
+    deltas = chosen.uniform(-0.3, 0.3, len(contexts)).round(2).tolist()
+    plain, ours = Plain(lm.model, lm.tokenizer), OfflineCompressor(lm.model, lm.tokenizer)
+    plain.max_position_embeddings = ours.max_position_embeddings = int(chosen.choice([8192, 600]))
+    decided = ours.decide(contexts, keep, window, question=question, deltas=deltas)
     all_ids = np.array(ours.tokenizer(SEPARATOR.join(contexts), add_special_tokens=False)["input_ids"])
-    assert all_ids[decided.kept].tolist() == ids[0].tolist()
-    assert 0 < decided.kept.sum() < len(all_ids)
+    assert all_ids[decided.kept].tolist() == package_decides(plain, contexts, keep, window, question, deltas)
+    assert 0 < decided.kept.sum() <= len(all_ids)
+
+
+def positions_read(lm: TransformersLM, work: Any) -> int:
+    """How many positions the model computes while `work` runs."""
+    read: list[int] = []
+    handle = lm.model.base_model.register_forward_pre_hook(lambda _, given: read.append(given[0].shape[1]))
+    try:
+        work()
+    finally:
+        handle.remove()
+    return sum(read)
+
+
+def test_fast_leaves_out_the_first_pass(lm: TransformersLM, ours: OfflineCompressor) -> None:
+    text = TEXTS[0] * 4
+    tokens = len(text.encode())
+    for question in ("", "Who won?"):
+        sides, extra = (2, len(question + SEPARATOR)) if question else (1, 0)
+        exact = positions_read(lm, lambda: ours.decide([text], 0.5, 100, question=question))  # noqa: B023
+        fast = positions_read(lm, lambda: ours.decide([text], 0.5, 100, fast=True, question=question))  # noqa: B023
+        assert sides * tokens < fast - extra < sides * 1.7 * tokens
+        assert exact - fast > sides * (tokens - 200)
+
+
+def test_fast_keeps_the_largest_losses_of_what_it_has_read(ours: OfflineCompressor) -> None:
+    text = TEXTS[0] + TEXTS[2]
+    one_pass = ours.get_ppl(text, "token").numpy()
+    decided = ours.decide([text], 0.4, 100, fast=True)
+    np.testing.assert_allclose(decided.losses[1:100], one_pass[:99], rtol=1e-4)
+    first = decided.kept[:99]
+    assert 0.37 < first.mean() < 0.42
+    assert one_pass[:99][first].min() > one_pass[:99][~first].max(), "the mask is shifted against the losses"
+    assert not np.allclose(decided.losses[101:200], one_pass[100:199], rtol=1e-4), "behind the compressed text"
+    assert 0.2 < decided.kept[:-100].mean() < 0.6
+    assert ours.decide([text], 1.0, 100, fast=True).kept.all()
+
+
+@pytest.mark.parametrize("question", ["", "Who won?"])
+@pytest.mark.parametrize("seed", range(6))
+def test_fast_is_near_exact_and_repeats_itself(ours: OfflineCompressor, seed: int, question: str) -> None:
+    contexts = made_up(seed)
+    exact = ours.decide(contexts, 0.5, 40, question=question)
+    decided = ours.decide(contexts, 0.5, 40, fast=True, question=question)
+    assert (decided.spans == exact.spans).all()
+    assert (decided.kept == exact.kept).mean() > 0.6
+    read = np.isfinite(decided.losses[1:-80])
+    assert read.mean() > 0.99, "all but the first token behind a segment of which nothing stays"
+    assert decided.kept.tolist() == ours.decide(contexts, 0.5, 40, fast=True, question=question).kept.tolist()
+
+
+def test_a_question_makes_contrasts(ours: OfflineCompressor) -> None:
+    decided = ours.decide([TEXTS[0]], 0.5, 60, question="Who won the first prize?")
+    assert decided.alone is not None
+    assert len(decided.alone) == len(decided.losses) == len(decided.spans) == len(TEXTS[0].encode())
+    assert np.isinf(decided.wanted[0]), "nothing stands before it without the question"
+    np.testing.assert_array_equal(decided.wanted[1:], decided.alone[1:] - decided.losses[1:])
+    assert np.isfinite(decided.wanted[1:]).all()
+
+
+def test_a_question_longer_than_the_model_loses_its_end(lm: TransformersLM) -> None:
+    short = OfflineCompressor(lm.model, lm.tokenizer)
+    short.max_position_embeddings = 300
+    asked = "Who won the first prize? " * 40
+    for fast in (False, True):
+        decided = short.decide(TEXTS, 0.5, 60, question=asked, fast=fast)
+        cut = short.decide(TEXTS, 0.5, 60, question=asked[: 300 - 2 * 60], fast=fast)
+        assert decided.kept.tolist() == cut.kept.tolist()
+
+
+@pytest.mark.parametrize(("tokens", "window"), [(1, 1), (50, 25), (399, 199), (2000, WINDOW), (2050, 186)])
+def test_segments_leave_little_over(tokens: int, window: int) -> None:
+    assert window_of(tokens) == window
+    assert tokens % window < WINDOW / 10
 
 
 def test_losses_are_recorded_where_their_tokens_stand(ours: OfflineCompressor) -> None:
@@ -211,8 +317,8 @@ def test_the_model_reads_a_bounded_part(monkeypatch: pytest.MonkeyPatch) -> None
     read: list[int] = []
     decide = refiner._compressor.decide
 
-    def watched(contexts: Any, keep: float, window: int) -> Any:
-        decided = decide(contexts, keep, window)
+    def watched(*given: Any, **options: Any) -> Any:
+        decided = decide(*given, **options)
         read.append(len(decided.spans))
         return decided
 
@@ -223,16 +329,132 @@ def test_the_model_reads_a_bounded_part(monkeypatch: pytest.MonkeyPatch) -> None
     assert read and max(read) <= LM_TOKENS + 2 * len(evidence)
 
 
-def test_load_needs_a_local_model() -> None:
-    def missing() -> Any:
-        raise MissingWeights("None are here.")
+def missing() -> Any:
+    raise MissingWeights("None are here.")
 
-    with pytest.raises(Unsupported, match="`ScriptedLM`"):
-        LLMLingua.load(card("llmlingua"), SimpleNamespace(lm=ScriptedLM, encoder=missing))
+
+def parts(**given: Any) -> Any:
+    chosen = {"pruning": "exact", "pruning_reach": "edge", "precision": "float32", **given.pop("settings", {})}
+    made = {"local_lm": TransformersLM.tiny, "encoder": missing, "device": "cpu", **given}
+    return SimpleNamespace(settings=SimpleNamespace(**chosen), **made)
+
+
+def test_load_needs_a_local_model() -> None:
     with pytest.raises(MissingWeights):
-        LLMLingua.load(card("llmlingua"), SimpleNamespace(lm=missing, encoder=missing))
-    made = LLMLingua.load(card("llmlingua"), SimpleNamespace(lm=TransformersLM.tiny, encoder=missing))
+        LLMLingua.load(card("llmlingua"), parts(local_lm=missing))
+    made = LLMLingua.load(card("llmlingua"), parts())
     assert made.relevance is None
+    assert (made.mode, made.reach) == ("exact", "edge")
+
+
+def test_settings_choose_the_form() -> None:
+    made = LLMLingua.load(card("llmlingua"), parts(settings={"pruning": "fast", "pruning_reach": "all"}))
+    assert (made.mode, made.reach) == ("fast", "all")
+    for wrong in ({"pruning": "quick"}, {"pruning_reach": "everything"}):
+        with pytest.raises(BadInput, match=f"`{next(iter(wrong.values()))}`"):
+            LLMLingua.load(card("llmlingua"), parts(settings=wrong))
+
+
+def test_an_aligned_model_takes_the_place_of_the_profiles(lm: TransformersLM, tmp_path: Path) -> None:
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    made = LLMLingua.load(card("llmlingua"), parts(local_lm=missing), align=tmp_path)
+    evidence = [Hit(Item(f"p{n}", text, Source("a.md")), 1.0) for n, text in enumerate(TEXTS)]
+    asked = Query("What does a night cost?")
+    assert made.refine(asked, evidence, Budget(60)) == LLMLingua.tiny().refine(asked, evidence, Budget(60))
+    with pytest.raises(MissingWeights):
+        LLMLingua.load(card("llmlingua"), parts(), align=tmp_path / "nowhere")
+
+
+# --- the whole context -----------------------------------------------------------------------------------------------
+
+
+class Planted:
+    """A compressor whose tokens are words; those in `kept` stay, and `losses` says how surprising each is."""
+
+    def __init__(self, kept: set[str], losses: dict[str, float] | None = None) -> None:
+        self.kept = kept
+        self.losses = losses or {}
+        self.asked: dict[str, Any] = {}
+
+    def get_token_length(self, text: str, special: bool = True) -> int:
+        return len(text.split())
+
+    def get_ppl(self, text: str) -> float:
+        return self.losses.get(text, 0.0)
+
+    def decide(self, contexts: list[str], keep: float, window: int, **options: Any) -> Decisions:
+        self.asked = {"contexts": contexts, "keep": keep, "window": window, **options}
+        found = list(re.finditer(r"\S+", SEPARATOR.join(contexts)))
+        spans = np.array([match.span() for match in found]).reshape(-1, 2)
+        losses = np.array([self.losses.get(match.group(), 0.0) for match in found], np.float32)
+        return Decisions(spans, np.array([match.group() in self.kept for match in found], bool), losses)
+
+
+def of_whole_context(planted: Planted) -> LLMLingua:
+    made = LLMLingua.tiny()
+    made.reach, made._compressor = "all", planted  # type: ignore[assignment]
+    return made
+
+
+def evidence_of(*texts: str) -> list[Hit]:
+    return [Hit(Item(f"p{n}", text, Source("a.md")), 1.0) for n, text in enumerate(texts)]
+
+
+PLAIN = "the small dog runs over green fields and the old cat sleeps near warm ovens"
+
+
+def test_words_that_the_model_keeps_stay_throughout() -> None:
+    planted = Planted({"dog", "fields", "cat", "ovens"})
+    refined = of_whole_context(planted).refine(Query("?"), evidence_of(PLAIN, PLAIN.upper().lower() + " x"), Budget(9))
+    text = " ".join(passage.text for passage in refined.passages)
+    assert set(text.split()) >= {"dog", "fields", "cat", "ovens"}
+    assert refined.used <= 9
+
+
+def test_the_larger_loss_comes_first_among_equals() -> None:
+    planted = Planted(set(), {"ovens": 3.0, "cat": 2.0, "dog": 1.0})
+    refined = of_whole_context(planted).refine(None, evidence_of(PLAIN), Budget(3))
+    assert refined.passages[0].text.split() == ["dog", "cat", "ovens"]
+
+
+def test_what_is_protected_comes_before_what_the_model_keeps() -> None:
+    planted = Planted(set(PLAIN.split()))
+    refined = of_whole_context(planted).refine(None, evidence_of(PLAIN + " and 12 kg are not eaten"), Budget(7))
+    assert {"12", "kg", "not", "eaten"} <= set(refined.passages[0].text.split())
+
+
+def test_passages_stay_by_perplexity_the_highest_first() -> None:
+    texts = [" ".join(f"{PLAIN} {n}{k}." for k in "abcdefgh") for n in "pqrs"]
+    planted = Planted({"cat", "dog"}, dict(zip(texts, (1.0, 4.0, 3.0, 2.0), strict=True)))
+    assert by_perplexity(planted, [*texts, "x"]) == [1, 2, 3, 0, 4]
+    refined = of_whole_context(planted).refine(None, evidence_of(*texts), Budget(100))
+    assert [passage.item.id for passage in refined.passages] == ["p1", "p2"]
+    assert [text[:30] for text in planted.asked["contexts"]] == [text[:30] for text in texts[1:3]]
+    assert 0.2 < planted.asked["keep"] < 0.4, "of what stays, about a third fits"
+    assert {one.reason for one in refined.dropped} == {"budget"}
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("tokens", [12, 40, 90])
+def test_the_whole_context_keeps_any_budget(lm: TransformersLM, mode: str, tokens: int) -> None:
+    made = LLMLingua(lm.model, lm.tokenizer, mode=mode, reach="all")
+    table = "| City | Rate |\n|---|---|\n| Berlin | 120 |\n| Paris | 150 |"
+    evidence = evidence_of(*TEXTS, table, "", "x")
+    refined = made.refine(Query("What does a night cost?"), evidence, Budget(tokens))
+    assert 0.8 * tokens <= refined.used <= tokens
+    assert refined == made.refine(Query("What does a night cost?"), evidence, Budget(tokens))
+    for passage in refined.passages:
+        spans = [piece.span for piece in passage.pieces if piece.span]
+        assert all(piece.text == passage.item.text[slice(*piece.span)] for piece in passage.pieces if piece.span)
+        assert spans == sorted(spans)
+
+
+def test_only_known_modes_and_reaches(lm: TransformersLM) -> None:
+    with pytest.raises(BadInput, match="`slow`"):
+        LLMLingua(lm.model, lm.tokenizer, mode="slow")
+    with pytest.raises(BadInput, match="`half`"):
+        LLMLingua(lm.model, lm.tokenizer, reach="half")
 
 
 @pytest.mark.parametrize("texts", [["0"], ["0", "0", "0"]])

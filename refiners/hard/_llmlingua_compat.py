@@ -4,7 +4,7 @@ What this file changes in `PromptCompressor`, and nothing else:
 
 - it is made from a model and a tokenizer that are already there: no download, no remote code;
 - keys and values cross `get_ppl` as the list of pairs that the package cuts and joins, while the model sees the cache
-  object that transformers 5 wants;
+  object that transformers 5 wants; where the package throws them away (the first pass), none are made;
 - losses are computed from hidden states, a slice of positions at a time, so that the logits of a whole context over a
   whole vocabulary never exist at once. They are float32 whatever the model computes in;
 - positions ride along: `decide` hands the package token ids that carry their position in the upper half of each 64-bit
@@ -12,11 +12,14 @@ What this file changes in `PromptCompressor`, and nothing else:
   strips the positions before the model sees them;
 - a text of one token, of which there is no loss, is kept (the package fails on it);
 - between windows it calls `progress.step`.
+
+`decide(fast=True)` is an approximation of ours: the same loop without the first pass over the whole text, which the
+package needs only for its thresholds. A single pass, the surprisal of Selective-Context (Li et al. 2023,
+arXiv:2310.06201), costs no less and decides further from the package: what was dropped stays visible to it.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,14 +32,15 @@ from transformers import DynamicCache
 
 from ...errors import Unsupported
 from ...progress import step
+from ...retrievers.loading import encodable
 from ..tokens import count
 
 SEPARATOR = "\n\n"
-"""What the package puts between contexts."""
+"""What the package puts between contexts, and between the question and them."""
 WINDOW = 200
 """Tokens of one segment in the paper (section 4.2) and in the package."""
-POSITIONS_AT_ONCE = 64
-"""Rows of logits that exist at the same time."""
+LOGITS_AT_ONCE = 1 << 22
+"""Scores over the vocabulary that exist at the same time: 16 MB of float32, which stay in the processor's cache."""
 _TAG = 32
 _IDS = (1 << _TAG) - 1
 
@@ -48,13 +52,25 @@ class Decisions:
     Attributes:
         spans: int64 (tokens, 2), half-open character offsets in `SEPARATOR.join(contexts)`.
         kept: bool (tokens,).
-        losses: float32 (tokens,), nats, each conditioned on the compressed text before it; the first, which has
-            nothing before it, is infinite.
+        losses: float32 (tokens,), nats, each conditioned on the question, if there is one, and on the compressed text
+            before it; infinite where nothing stands before it or, with `fast`, nothing has read it.
+        alone: the same without the question, where there is one.
     """
 
     spans: np.ndarray
     kept: np.ndarray
     losses: np.ndarray
+    alone: np.ndarray | None = None
+
+    @property
+    def wanted(self) -> np.ndarray:
+        """What thresholds split, float32 (tokens,): the loss, or what the question takes off it (its contrast)."""
+        if self.alone is None:
+            return self.losses
+        known = np.isfinite(self.alone) & np.isfinite(self.losses)
+        wanted = np.full_like(self.losses, np.inf)
+        wanted[known] = self.alone[known] - self.losses[known]
+        return wanted
 
 
 class OfflineCompressor(PromptCompressor):  # type: ignore[misc]
@@ -72,7 +88,6 @@ class OfflineCompressor(PromptCompressor):  # type: ignore[misc]
         self.open_api_config: dict[str, Any] = {}
         self.cache_bos_num, self.prefix_bos_num = 10, 100
         self.context_idxs: list[list[int]] = []
-        self._trace: _Trace | None = None
 
     def get_ppl(
         self,
@@ -91,25 +106,17 @@ class OfflineCompressor(PromptCompressor):  # type: ignore[misc]
             encoded = self.tokenizer(text, return_tensors="pt")
             input_ids = encoded["input_ids"].to(self.device)
             attention_mask = encoded["attention_mask"].to(self.device)
-        past = 0 if past_key_values is None else past_key_values[0][0].shape[2]
+        past = _length(past_key_values)
         end = min(input_ids.shape[1] if end is None else end, past + self.max_position_embeddings)
-        cache = DynamicCache([tuple(pair) for pair in past_key_values]) if past else DynamicCache()
-        ids = input_ids[:, past:end]
+        ids, mask = input_ids[:, past:end], attention_mask[:, :end]
+        wanted = {"before": slice(condition_pos_id), "after": slice(condition_pos_id, None)}.get(
+            condition_mode, slice(None)
+        )
         with torch.no_grad():
-            output = self.model.base_model(
-                ids & _IDS, attention_mask=attention_mask[:, :end], use_cache=True, **{cache_name(self.model): cache}
-            )
-            active = (attention_mask[:, past:end] == 1)[:, :-1]
-            states = output.last_hidden_state[:, :-1][active]
-            losses = _losses(self.model, states, (ids & _IDS)[:, 1:][active])
-        if self._trace is not None:
-            self._trace.record(ids[:, 1:][active], losses)
-        if condition_mode == "before":
-            losses = losses[:condition_pos_id]
-        elif condition_mode == "after":
-            losses = losses[condition_pos_id:]
+            states, pairs = read(self.model, ids, past_key_values, mask, return_kv)
+            active = (mask[:, past:] == 1)[:, :-1]
+            losses = losses_of(self.model, states[:, :-1][active][wanted], ids[:, 1:][active][wanted])
         result = losses.mean() if granularity == "sentence" else losses
-        pairs = [[layer.keys, layer.values] for layer in cache.layers]
         return (result, pairs) if return_kv else result
 
     def get_estimate_threshold_base_distribution(self, ppl: Any, ratio: float, condition_flag: bool = False) -> float:
@@ -126,27 +133,173 @@ class OfflineCompressor(PromptCompressor):  # type: ignore[misc]
             "Leave `use_sentence_level_filter` off; `triptych.refiners` selects sentences itself.",
         )
 
-    def decide(self, contexts: Sequence[str], keep: float, window: int = WINDOW) -> Decisions:
+    def decide(
+        self,
+        contexts: Sequence[str],
+        keep: float,
+        window: int = WINDOW,
+        *,
+        fast: bool = False,
+        question: str = "",
+        deltas: Sequence[float] = (),
+    ) -> Decisions:
         """The package's iterative token-level compression of `contexts`, as decisions about source characters.
 
         Args:
             contexts: texts, not all empty; joined with a blank line between them, as the package does.
             keep: the share of tokens to keep, above 0, at most 1.
             window: tokens of one segment. The package leaves a last segment shorter than this as it is.
+            fast: without the first pass over the whole text, an approximation; see above.
+            question: with one, tokens stay by the contrast of their losses without it and with it (LongLLMLingua,
+                section 4.1). One too long for the model beside two segments loses its end.
+            deltas: for each context, what is added to its `keep`; the sum is cut to 0 to 1.
         """
-        lengths = [self.get_token_length(text, False) for text in contexts]
-        run = copy.copy(self)
-        run._trace = trace = _Trace(total=1 + sum(lengths) // window)
-        run.tokenizer = _Tagging(self.tokenizer, trace)
-        ids, _ = run.iterative_compress_prompt(
-            list(contexts),
-            keep * (sum(lengths) + 2 * len(contexts) + 1),
-            iterative_size=window,
-            dynamic_ratio=[0.0] * len(contexts),
-        )
-        kept = np.zeros(len(trace.spans), bool)
+        lengths = [self.get_token_length(encodable(text), False) for text in contexts]
+        prefix = self._cut(encodable(question), self.max_position_embeddings - 2 * window) if question else ""
+        before = [prefix] if prefix else []
+        shift = len(prefix + SEPARATOR) if prefix else 0
+        whole = SEPARATOR.join([*before, *map(encodable, contexts)])
+        encoded = self.tokenizer(whole, return_tensors="pt", return_offsets_mapping=True, add_special_tokens=False)
+        spans = encoded.pop("offset_mapping")[0].numpy()
+        start = int((spans[:, 0] < shift).sum())
+        run = (_Fast if fast else _Run)(self, encoded, start, 2 if prefix else 1, window)
+        with torch.inference_mode():
+            ids, _ = run.iterative_compress_prompt(
+                [*before, *contexts],
+                keep * (sum(lengths) + 2 * len(contexts) + 1),
+                iterative_size=window,
+                start=start,
+                dynamic_ratio=list(deltas) or [0.0] * len(contexts),
+                condition_compare=bool(prefix),
+            )
+        kept = np.zeros(len(spans), bool)
         kept[(ids[0] >> _TAG).cpu().numpy()] = True
-        return Decisions(trace.spans, kept, trace.losses)
+        losses, *alone = (found.cpu().numpy()[start:] for found in run.losses)
+        return Decisions(spans[start:] - shift, kept[start:], losses, *alone)
+
+    def _cut(self, question: str, limit: int) -> str:
+        """As much of the beginning of `question` as `limit` tokens (at least one) hold."""
+        spans = self.tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        limit = max(1, limit)
+        return question if len(spans) <= limit else question[: spans[limit - 1][1]]
+
+
+class _Run(OfflineCompressor):
+    """One call of `decide`: knows its ids by their positions, and notes the last loss of each.
+
+    The package asks for losses with the question and, in turn with them, without it.
+
+    Attributes:
+        losses: float32 (tokens,) for each side, over all tokens, the question's too.
+    """
+
+    def __init__(self, of: OfflineCompressor, encoded: Any, start: int, sides: int, window: int) -> None:
+        self.__dict__.update(of.__dict__)
+        tokens = encoded["input_ids"].shape[1]
+        encoded["input_ids"] = encoded["input_ids"] | (torch.arange(tokens) << _TAG)
+        self.tokenizer = _Encoded(of.tokenizer, encoded)
+        self.losses = [torch.full((tokens,), float("inf"), device=self.device) for _ in range(sides)]
+        self._prefix = start
+        self._calls = 0
+        self._total = sides * (1 + (tokens - start) // window)
+
+    def get_ppl(
+        self,
+        text: str,
+        granularity: str = "token",
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        past_key_values: Any = None,
+        return_kv: bool = True,
+        end: int | None = None,
+        condition_mode: str = "none",
+        condition_pos_id: int = 0,
+    ) -> Any:
+        """Each loss after `past_key_values`, and keys and values. All ids are attended to."""
+        side = self._calls % len(self.losses)
+        past = _length(past_key_values)
+        until = min(input_ids.shape[1] if end is None else end, past + self.max_position_embeddings)
+        found, pairs = self._losses(input_ids[:, past:until], past_key_values, end is not None, side)
+        self._calls += 1
+        step(min(self._calls, self._total), self._total, "windows")
+        unread = found.new_full((max(0, until - past - 1 - len(found)),), float("inf"))
+        return torch.cat([found, unread]), pairs
+
+    def _losses(self, ids: Any, pairs: Any, again: bool, side: int) -> tuple[Any, Any]:
+        """Losses of `ids` (1, positions) but the first; the package uses the pairs only when it comes `again`."""
+        plain = ids & _IDS
+        states, made = read(self.model, plain, pairs, None, again)
+        found = losses_of(self.model, states[0, :-1], plain[0, 1:])
+        self.losses[side][ids[0, 1:] >> _TAG] = found
+        return found, made
+
+
+class _Fast(_Run):
+    """Without the first pass over the whole text: what nobody has read yet is taken to be like what was read so far.
+
+    Tokens that are read again, behind the compressed text, give keys and values only: in the thresholds they stand with
+    the losses that they were judged by, those of the tokens behind them.
+    """
+
+    def __init__(self, of: OfflineCompressor, encoded: Any, start: int, sides: int, window: int) -> None:
+        super().__init__(of, encoded, start, sides, window)
+        self._window = window
+        self._judged = [torch.full_like(losses, float("inf")) for losses in self.losses]
+
+    def get_estimate_threshold_base_distribution(self, ppl: Any, ratio: float, condition_flag: bool = False) -> float:
+        """The loss (or contrast) that splits the text at `ratio`, the unread part with the spread of the read one."""
+        if ratio >= 1.0:
+            return float("-inf")
+        known = ppl[torch.isfinite(ppl)]
+        seen = self.losses[-1] - self.losses[0] if len(self.losses) > 1 else self.losses[0]
+        seen = seen[torch.isfinite(seen)]
+        if not len(seen):
+            return float("-inf")
+        unread = (len(ppl) - len(known)) / len(seen)
+        values, order = torch.cat([known, seen]).sort(descending=True)
+        weights = torch.cat([torch.ones_like(known), torch.full_like(seen, unread)])[order].cumsum(0)
+        at = int(torch.searchsorted(weights, ratio * weights[-1]))
+        return float(values[min(at, len(values) - 1)])
+
+    def _losses(self, ids: Any, pairs: Any, again: bool, side: int) -> tuple[Any, Any]:
+        if not again:
+            ids = ids[:, : (0 if side else self._prefix) + self._window]
+        plain, places = ids & _IDS, ids[0] >> _TAG
+        states, made = read(self.model, plain, pairs, None, again)
+        old = int(torch.isfinite(self.losses[side][places[1:]]).sum())
+        new = losses_of(self.model, states[0, old:-1], plain[0, 1 + old :])
+        self.losses[side][places[1 + old :]] = new
+        found = torch.cat([self._judged[side][places[:old]], new])
+        self._judged[side][places[old:-1]] = new
+        return found, made
+
+
+def read(model: Any, ids: Any, pairs: Any, mask: Any, keep: bool) -> tuple[Any, list[list[Any]]]:
+    """Last hidden states (1, positions, width) of `ids` (1, positions) after `pairs`.
+
+    With `keep`, keys and values of both, layer by layer. Without a mask, or with one that hides nothing, attention
+    takes its causal short cut.
+    """
+    given = None if mask is None or bool(mask.all()) else mask
+    cache = DynamicCache([tuple(pair) for pair in pairs]) if pairs else DynamicCache() if keep else None
+    options = {} if cache is None else {cache_name(model): cache}
+    output = model.base_model(ids, attention_mask=given, use_cache=cache is not None, **options)
+    made = [[layer.keys, layer.values] for layer in cache.layers] if cache is not None and keep else []
+    return output.last_hidden_state, made
+
+
+def losses_of(model: Any, states: Any, labels: Any) -> Any:
+    """Cross-entropy of each label, float32 (positions,), from hidden states (positions, width)."""
+    found = torch.empty(len(states), dtype=torch.float32, device=states.device)
+    head = model.get_output_embeddings()
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    for start in range(0, len(states), rows):
+        part = slice(start, start + rows)
+        logits = head(states[part]).float()
+        logits = torch.tanh(logits / cap) * cap if cap else logits
+        found[part] = torch.nn.functional.cross_entropy(logits, labels[part], reduction="none")
+    return found
 
 
 def cache_name(model: Any) -> str:
@@ -155,40 +308,24 @@ def cache_name(model: Any) -> str:
     return "cache" if "cache" in known else "past_key_values"
 
 
-class _Trace:
-    """What one run of `decide` sees: where tokens stand, and the last loss of each."""
-
-    def __init__(self, total: int) -> None:
-        self.spans = np.empty((0, 2), np.int64)
-        self.losses = np.empty(0, np.float32)
-        self._done = 0
-        self._total = total
-
-    def begin(self, spans: np.ndarray) -> None:
-        self.spans = spans
-        self.losses = np.full(len(spans), np.inf, np.float32)
-
-    def record(self, ids: Any, losses: Any) -> None:
-        self.losses[(ids >> _TAG).cpu().numpy()] = losses.cpu().numpy()
-        self._done += 1
-        step(min(self._done, self._total), self._total, "windows")
+def window_of(tokens: int) -> int:
+    """Tokens of one segment for a text of so many: `WINDOW`, or less, so that there are two and none is left over."""
+    return max(1, tokens // max(2, -(-tokens // WINDOW)))
 
 
-class _Tagging:
-    """The tokenizer that gives each id its position, where the package asks for tensors; elsewhere unchanged."""
+def _length(pairs: Any) -> int:
+    return int(pairs[0][0].shape[2]) if pairs else 0
 
-    def __init__(self, tokenizer: Any, trace: _Trace) -> None:
+
+class _Encoded:
+    """The tokenizer, for which the text that the package joins is encoded already."""
+
+    def __init__(self, tokenizer: Any, encoded: Any) -> None:
         self._tokenizer = tokenizer
-        self._trace = trace
+        self._encoded = encoded
 
     def __call__(self, text: str, **options: Any) -> Any:
-        if options.get("return_tensors") != "pt":
-            return self._tokenizer(text, **options)
-        encoded = self._tokenizer(text, return_offsets_mapping=True, **options)
-        self._trace.begin(encoded.pop("offset_mapping")[0].numpy())
-        ids = encoded["input_ids"]
-        encoded["input_ids"] = ids | (torch.arange(ids.shape[1]) << _TAG)
-        return encoded
+        return self._encoded if options.get("return_tensors") == "pt" else self._tokenizer(encodable(text), **options)
 
 
 class _Counter:
@@ -196,15 +333,3 @@ class _Counter:
 
     def encode(self, text: str) -> range:
         return range(count(text, "cl100k_base"))
-
-
-def _losses(model: Any, states: Any, labels: Any) -> Any:
-    """Cross-entropy of each label, float32 (positions,), from hidden states (positions, width)."""
-    found = torch.empty(len(states), dtype=torch.float32, device=states.device)
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    for start in range(0, len(states), POSITIONS_AT_ONCE):
-        part = slice(start, start + POSITIONS_AT_ONCE)
-        logits = model.get_output_embeddings()(states[part]).float()
-        logits = torch.tanh(logits / cap) * cap if cap else logits
-        found[part] = torch.nn.functional.cross_entropy(logits, labels[part], reduction="none")
-    return found

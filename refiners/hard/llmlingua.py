@@ -1,15 +1,22 @@
 """LLMLingua. Jiang et al. 2023, arXiv:2310.05736
 
-Coarse to fine: passages, then sentences by relevance, and last the words of the sentences at the edge of the budget,
-pruned by the `llmlingua` package (Microsoft, MIT) under any causal language model, such as SmolLM2-135M (Apache-2.0);
-the paper releases no weights.
+Coarse to fine, the words last pruned by the `llmlingua` package (Microsoft, MIT) under any causal language model, such
+as SmolLM2-135M (Apache-2.0); the paper releases no weights. Two ways to reach:
 
-What differs from the paper. Passages and sentences are ranked by relevance to the query, not by perplexity. The
-language model reads only the sentences that can still fit, at most `LM_TOKENS` tokens: whole sentences keep more
-answers than pruned ones at every ratio measured, so that pruning is for the edge. Words are kept or dropped whole, the
-package's decision first, then the loss; numbers with their units, negations, names and identifiers are never pruned
-out of a sentence that stays. The budget is exact. The small model is not tuned to resemble the reader. Note that the
-package keeps the token before a surprising one, not the surprising one (its mask is shifted by one against the losses).
+- `"edge"`, the default: passages and sentences by relevance to the query, whole, and only the sentences at the edge of
+  the budget are pruned. The language model reads those that can still fit, at most `LM_TOKENS` tokens: whole sentences
+  keep more answers than pruned ones at every ratio measured.
+- `"all"`, the paper's form: passages by their perplexity, the highest first, until they hold the budget and a little
+  more, then words pruned throughout. The question is not read.
+
+And two modes: `"exact"` decides as the package does, segment by segment after the compressed text before it; `"fast"`
+leaves out the pass over the whole text that the package makes first for its thresholds, which is an approximation.
+
+What differs from the paper in both. Words are kept or dropped whole, the package's decision first, then the loss;
+numbers with their units, negations, names and identifiers come before all other words. The budget is exact. The small
+model is not tuned to resemble the reader: for the paper's distribution alignment give `load` the folder of one that is.
+Note that the package keeps the token before a surprising one, not the surprising one (its mask is shifted by one
+against the losses).
 """
 
 from __future__ import annotations
@@ -17,73 +24,81 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import regex
-
-from ...errors import MissingWeights, Unsupported
+from ...errors import MissingWeights
 from ..base import Refiner
-from ..fit import Evidence, Part, Words, fit, head
+from ..fit import Words, fit, head
 from ..relevance import FLOOR, by_relevance, relevance_of
+from ._pruning import MODES, Verdict, WholeContext, divided, one_of, verdicts
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ...manifests.registry import Card
     from ...retrievers.base import Hit, Query
+    from ...retrievers.lm import TransformersLM
     from ...retrievers.parts import Parts
     from ..base import Budget, Refined
-    from ..fit import Span
+    from ..fit import Evidence, Part
     from ..relevance import Relevance
 
 LM_TOKENS = 320
 """Most tokens that the language model reads for one budget; with the package's second look about 560 positions."""
 KEEP = 0.7
 """Least share of the sentences at the edge that stays; below it, one whole sentence more is opened to pruning."""
-WINDOW = 200
-"""Tokens of one segment, section 4.2; a shorter text is cut into two segments, so that the second sees the first."""
-
-_NUMBER = regex.compile(r".*\p{N}")
-_NEGATION = regex.compile(r"(?i)\W*(?:not|no|never|none|nor|neither|without|cannot|\w+n[’']t)\W*")
-_NAME = regex.compile(r"\W*\p{Lu}")
-_IDENTIFIER = regex.compile(r".*(?:_|\p{Lu}{2}|\p{Ll}\p{Lu}|[\p{L}\p{N}][@/.\\][\p{L}\p{N}])")
-_MEASURE = regex.compile(
-    r"(?i)\W*(?:[kmcdnµμ]?(?:g|m|l|s|w|wh|v|a|hz|pa|j|mol)|[kmgt]i?b|lb|oz|ft|mi|mph|km/h|ha|h|min|°?[cfk]|[%‰°$€£¥]|"
-    r"percent|thousand|million|billion|trillion|(?:year|month|week|day|hour|minute|second|dollar|euro|pound|time)s?)\W*"
-)
-_MARKER = regex.compile(r"[-*+•]|\p{N}+[.)]|#+")
+REACHES = ("edge", "all")
 
 
 class LLMLingua(Refiner):
-    """Whole sentences by relevance, pruned ones at the edge of the budget. Safe from many threads.
+    """Whole sentences by relevance, pruned ones at the edge of the budget; or the paper's form. Safe from many threads.
 
     Args:
         model, tokenizer: a transformers causal LM in evaluation mode and its fast tokenizer.
-        relevance: scores sentences; None for lexical overlap.
+        relevance: scores sentences; None for lexical overlap. Not asked with `reach="all"`.
         floor: on the scale of `relevance`; passages below it are never used to fill.
+        mode: `"exact"` or `"fast"`, an approximation.
+        reach: `"edge"` or `"all"`, the paper's form.
+
+    Raises:
+        BadInput: another mode or reach.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, relevance: Relevance | None = None, floor: float = FLOOR) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        relevance: Relevance | None = None,
+        floor: float = FLOOR,
+        *,
+        mode: str = "exact",
+        reach: str = "edge",
+    ) -> None:
         from ._llmlingua_compat import OfflineCompressor
 
         self.relevance = relevance
         self.floor = floor
+        self.mode = one_of("pruning mode", mode, MODES)
+        self.reach = one_of("reach of pruning", reach, REACHES)
         self._compressor = OfflineCompressor(model, tokenizer)
 
     @classmethod
-    def load(cls, card: Card, parts: Parts) -> LLMLingua:
+    def load(cls, card: Card, parts: Parts, align: Path | None = None) -> LLMLingua:
         """With the profile's small language model and, where its weights are there, its encoder.
+
+        Args:
+            align: the folder of a causal LM to use instead: one that was tuned on what the reader writes, so that
+                both find the same words surprising (the paper's distribution alignment, section 4.3).
 
         Raises:
             MissingWeights: the language model is not on this machine.
-            Unsupported: it is not a local one.
+            BadInput: settings with an unknown `pruning` or `pruning_reach`.
         """
-        from ...retrievers.lm import TransformersLM
-
-        lm = parts.lm()
-        if not isinstance(lm, TransformersLM):
-            raise Unsupported(f"LLMLingua cannot use `{type(lm).__name__}`.", "It needs a local language model.")
+        lm = local_lm(parts, align)
         try:
             relevance = relevance_of(parts.encoder())
         except MissingWeights:
             relevance = None
-        return cls(lm.model, lm.tokenizer, relevance)
+        settings = parts.settings
+        return cls(lm.model, lm.tokenizer, relevance, mode=settings.pruning, reach=settings.pruning_reach)
 
     @classmethod
     def tiny(cls, seed: int = 0) -> LLMLingua:
@@ -95,7 +110,13 @@ class LLMLingua(Refiner):
 
     def refine(self, query: Query | None, hits: Sequence[Hit], budget: Budget) -> Refined:
         """See `Refiner`; the language model is not asked when the evidence fits."""
+        if self.reach == "all":
+            whole = WholeContext(self._compressor, self._by_perplexity, self.mode)
+            return fit(hits, budget, whole.plan, whole.tail)
         return fit(hits, budget, by_relevance(query, self.relevance, self.floor), self._edge)
+
+    def _by_perplexity(self, texts: Sequence[str]) -> list[int]:
+        return by_perplexity(self._compressor, texts)
 
     def _edge(self, evidence: Evidence, parts: Sequence[Part], sizes: Sequence[int], n: int) -> tuple[int, list[Words]]:
         """The sentences at the edge of the budget, pruned; where they are too long for the model, the first words."""
@@ -112,56 +133,33 @@ class LLMLingua(Refiner):
 
     def _pruned(self, evidence: Evidence, zone: Sequence[Part], keep: float) -> tuple[list[Words], list[Words]]:
         """The words that each part of `zone` cannot do without, and all other words, each together with the former."""
-        found = self._decided(evidence, sorted(zone), keep)
+        found = verdicts(self._compressor, evidence, sorted(zone), keep, fast=self.mode == "fast")
         first: list[Words] = []
-        rest: list[tuple[tuple[bool, float], Words]] = []
+        rest: list[tuple[Verdict, Words]] = []
         for part in zone:
-            text = evidence.hits[part.hit].item.text
-            spans = [word.spans[0] for word in evidence.words(part)]
-            needed = protected([text[start:end] for start, end in spans])
-            core = tuple(span for span, holds in zip(spans, needed, strict=True) if holds)
+            needed, others = divided(evidence, part)
+            core = tuple(one.spans[0] for one in needed)
             if core:
                 first.append(Words(part.hit, core))
-            rest += [
-                (found[part.hit, span], Words(part.hit, (*core, span)))
-                for span, holds in zip(spans, needed, strict=True)
-                if not holds
-            ]
+            for one in others:
+                rest.append((found[part.hit, one.spans[0]], Words(part.hit, (*core, *one.spans))))
         rest.sort(key=lambda scored: scored[0], reverse=True)
         return first, [words for _, words in rest]
 
-    def _decided(
-        self, evidence: Evidence, zone: Sequence[Part], keep: float
-    ) -> dict[tuple[int, Span], tuple[bool, float]]:
-        """For each word of `zone`, in reading order: whether the package keeps a token of it, and its largest loss."""
-        from ._llmlingua_compat import SEPARATOR
 
-        contexts: list[str] = []
-        places: list[tuple[Part, int]] = []
-        at = 0
-        for n, part in enumerate(zone):
-            text = evidence.text(part)
-            if n and part.hit == zone[n - 1].hit:
-                contexts[-1] += " "
-            else:
-                at += len(SEPARATOR) if contexts else 0
-                contexts.append("")
-            at += 1 if contexts[-1] else 0
-            places.append((part, at))
-            contexts[-1] += text
-            at += len(text)
-        length = self._compressor.get_token_length(SEPARATOR.join(contexts), False)
-        window = max(1, length // max(2, -(-length // WINDOW)))
-        decisions = self._compressor.decide(contexts, min(max(keep, 0.05), 1.0), window)
-        found: dict[tuple[int, Span], tuple[bool, float]] = {}
-        for part, begins in places:
-            shift = begins - evidence.unit(part).start
-            for word in evidence.words(part):
-                [(start, end)] = word.spans
-                touching = (decisions.spans[:, 0] < end + shift) & (decisions.spans[:, 1] > start + shift)
-                kept = bool(decisions.kept[touching].any())
-                found[part.hit, (start, end)] = kept, float(decisions.losses[touching].max(initial=0.0))
-        return found
+def by_perplexity(compressor: Any, texts: Sequence[str]) -> list[int]:
+    """Indices of `texts`, the highest mean loss first, as the package ranks without a question; those of one token,
+    which have no loss, last."""
+    import numpy as np
+
+    from ...progress import step
+
+    losses = []
+    for done, text in enumerate(texts):
+        step(done, len(texts), "passages")
+        long = compressor.get_token_length(text) > 1
+        losses.append(float(compressor.get_ppl(text)) if long else -np.inf)
+    return [int(n) for n in np.argsort(-np.array(losses), kind="stable")]
 
 
 def edge(evidence: Evidence, parts: Sequence[Part], sizes: Sequence[int], n: int) -> tuple[int, float]:
@@ -176,26 +174,17 @@ def edge(evidence: Evidence, parts: Sequence[Part], sizes: Sequence[int], n: int
     return start, (evidence.budget.tokens - sizes[start]) / max(1, sizes[n + 1] - sizes[start])
 
 
-def protected(words: Sequence[str]) -> list[bool]:
-    """Which words of a sentence are never pruned out of it.
+def local_lm(parts: Parts, align: Path | None = None) -> TransformersLM:
+    """The profile's small language model, or the one in the folder `align`.
 
-    >>> protected("It does not exceed 12 mg per day in Berlin".split())
-    [False, False, True, True, True, True, False, False, False, True]
+    Raises:
+        MissingWeights: it is not on this machine.
     """
-    kept = []
-    for n, word in enumerate(words):
-        before = words[n - 1] if n else ""
-        holds = (
-            _NUMBER.match(word)
-            or _NEGATION.fullmatch(word)
-            or _IDENTIFIER.match(word)
-            or (n and _NAME.match(word))
-            or _NEGATION.fullmatch(before)
-            or (_NUMBER.match(before) and _MEASURE.fullmatch(word))
-            or (not n and _MARKER.fullmatch(word))
-        )
-        kept.append(bool(holds))
-    return kept
+    from ...retrievers.lm_transformers import TransformersLM
+
+    if align is None:
+        return parts.local_lm()
+    return TransformersLM.from_folder(align, parts.settings.precision, parts.device)
 
 
 def _text(evidence: Evidence, words: Words) -> str:
