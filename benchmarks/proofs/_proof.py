@@ -5,12 +5,24 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from triptych.refiners.base import Budget
+from triptych.refiners.tokens import count
+from triptych.retrievers.base import Query
 from triptych.settings import Settings
-from triptych.tools.evaluation import report
-from triptych.tools.evaluation.result import DataInfo, Result
+from triptych.tools.evaluation import datasets, report
+from triptych.tools.evaluation.result import Arm, DataInfo, Result
+from triptych.tools.evaluation.survival import Facts
 from triptych.tools.stages import Stages
+
+if TYPE_CHECKING:
+    from triptych.refiners.base import Refined, Refiner
 
 BENCHMARKS = Path(__file__).resolve().parent.parent
 RESULTS = BENCHMARKS / "results"
@@ -40,6 +52,43 @@ def stages() -> Stages:
     """The stages of the embedded profile, with the weights of `TRIPTYCH_HOME` or of the checkout."""
     settings = Settings.load("embedded")
     return Stages(settings if settings.weights.is_dir() else Settings.load("embedded", home=HOME))
+
+
+def survival(
+    system: str,
+    refiner: Refiner,
+    rate: float,
+    rows: Sequence[datasets.Question],
+    judge: Callable[[datasets.Question, Refined], float] | None = None,
+) -> Arm:
+    """What is kept of the answers at `rate` of the tokens.
+
+    Args:
+        judge: what is told beside it, as `answer_logprob`.
+    """
+    kept: dict[str, float | None] = {}
+    judged: dict[str, float | None] = {}
+    used, seconds = [], []
+    for question in rows:
+        hits = question.hits()
+        original = sum(count(hit.item.text) for hit in hits)
+        start = time.perf_counter()
+        refined = refiner.refine(Query(question.text), hits, Budget(max(1, int(rate * original))))
+        seconds.append(time.perf_counter() - start)
+        kept[question.id] = Facts.of(question).kept(refined.passages)["answers_kept"]
+        used.append(refined.used / original)
+        if judge is not None:
+            judged[question.id] = judge(question, refined)
+    known = [value for value in kept.values() if value is not None]
+    metrics: dict[str, float | int | None] = {
+        "answers_kept": float(np.mean(known)),
+        "rate_achieved": float(np.mean(used)),
+        "ms_p50": float(np.percentile(seconds, 50)) * 1000,
+    }
+    if judged:
+        metrics["answer_logprob"] = float(np.mean([value for value in judged.values() if value is not None]))
+    by_query = {"answers_kept": kept, **({"answer_logprob": judged} if judged else {})}
+    return Arm(system=system, settings={"rate": rate}, metrics=metrics, per_query=by_query)
 
 
 def own(name: str, texts: list[str], **sizes: int) -> DataInfo:

@@ -13,11 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import _proof
 import numpy as np
@@ -28,13 +27,14 @@ from triptych.refiners.hard._triplets import by_rule
 from triptych.refiners.hard.prompt_saw import PromptSAW
 from triptych.refiners.hard.truncate import Truncate
 from triptych.refiners.tokens import count
-from triptych.retrievers.base import Query
 from triptych.tools.evaluation import datasets
 from triptych.tools.evaluation.baselines import BestSentences, dense
 from triptych.tools.evaluation.compare import against
 from triptych.tools.evaluation.environment import environment
 from triptych.tools.evaluation.result import Arm, DataInfo, Result
-from triptych.tools.evaluation.survival import Facts
+
+if TYPE_CHECKING:
+    from triptych.retrievers.base import Query
 
 RATES = (0.5, 0.25)
 GOLD = Path(__file__).resolve().parent / "triplets.jsonl"
@@ -47,31 +47,6 @@ class RandomTriplets(PromptSAW):
         order = list(range(len(known.facts)))
         random.Random(query.text).shuffle(order)
         return order
-
-
-def survival(system: str, refiner: Refiner, rate: float, rows: Sequence[datasets.Question]) -> Arm:
-    """What is kept of the answers at `rate` of the tokens."""
-    kept: dict[str, float | None] = {}
-    used, seconds = [], []
-    for question in rows:
-        hits = question.hits()
-        original = sum(count(hit.item.text) for hit in hits)
-        start = time.perf_counter()
-        refined = refiner.refine(Query(question.text), hits, Budget(max(1, int(rate * original))))
-        seconds.append(time.perf_counter() - start)
-        kept[question.id] = Facts.of(question).kept(refined.passages)["answers_kept"]
-        used.append(refined.used / original)
-    known = [value for value in kept.values() if value is not None]
-    return Arm(
-        system=system,
-        settings={"rate": rate},
-        metrics={
-            "answers_kept": float(np.mean(known)),
-            "rate_achieved": float(np.mean(used)),
-            "ms_p50": float(np.percentile(seconds, 50)) * 1000,
-        },
-        per_query={"answers_kept": kept},
-    )
 
 
 def copies(system: str, refiner: Refiner, rate: float, rows: Sequence[datasets.Question]) -> Arm:
@@ -120,7 +95,7 @@ def main() -> None:
     }
     arms, comparisons = [], []
     for rate in RATES:
-        same = [survival(name, build(), rate, rows) for name, build in systems.items()]
+        same = [_proof.survival(name, build(), rate, rows) for name, build in systems.items()]
         arms += same
         comparisons += against(same[1:2], same[0], ["answers_kept"], given.seed)
         comparisons += against(same[1:2], same[2], ["answers_kept"], given.seed)
