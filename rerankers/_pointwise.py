@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ..errors import BadInput, Unsupported
 from ..progress import step
 from ..retrievers.base import Hit, Item
+from ..retrievers.readers.base import clean
 from .base import Limits, Ranking
 
 PRIOR_RANKS = 10
@@ -81,6 +82,16 @@ def first_stage(scores: Sequence[float]) -> list[float]:
     for place, score in enumerate(sorted(scores, reverse=True)):
         best.setdefault(score, place)
     return [PRIOR_RANKS / (PRIOR_RANKS + best[score]) for score in scores]
+
+
+def as_data(text: str, characters: int) -> str:
+    """Text for a prompt: one line without control and invisible characters, at most so long.
+
+    >>> as_data("one\\x00\\n\\n two", 6)
+    'one tw'
+    """
+    line = " ".join(text.split())[: 4 * characters]  # no longer than needed, for cleaning is slow
+    return " ".join(clean(line)[0].split())[:characters]
 
 
 def _depth(n: int, limits: Limits) -> tuple[int, str | None]:

@@ -50,6 +50,7 @@ class Plan:
     toolset: str = "full"
     no_index: bool = False
     pull: bool = False
+    llm_rerank: bool = False
 
 
 def serve(settings: Settings, plan: Plan, stdout: Stdout) -> None:
@@ -72,19 +73,26 @@ def serve(settings: Settings, plan: Plan, stdout: Stdout) -> None:
         settings,
         allow_write=plan.allow_write,
         toolset=plan.toolset,
+        llm_rerank=plan.llm_rerank,
         jobs=jobs,
         roots=roots,
         on_ready=start.begin if plan.transport == "stdio" else None,
     )
+    code: int | None = None
     try:
         if plan.transport == "http":
             start.begin()
             _serve_http(app, plan)
         else:
             _serve_stdio(app, stdout, lambda: _end(jobs, sessions))
+        code = 0
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 0
+        raise
     finally:
-        if not _end(jobs, sessions):
-            os._exit(0)  # a thread inside a model library cannot be waited for, nor outlive the interpreter
+        # A thread inside a model library cannot be waited for, nor outlive the interpreter.
+        if not _end(jobs, sessions) and code is not None:
+            os._exit(code)
 
 
 class Startup:

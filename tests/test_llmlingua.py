@@ -24,12 +24,11 @@ from triptych.refiners.hard._llmlingua_compat import (
     WINDOW,
     Decisions,
     OfflineCompressor,
-    cache_name,
     window_of,
 )
 from triptych.refiners.hard.llmlingua import LM_TOKENS, LLMLingua, by_perplexity
 from triptych.retrievers.base import Hit, Item, Query, Source
-from triptych.retrievers.lm import TransformersLM
+from triptych.retrievers.lm_transformers import TransformersLM, cache_name
 
 TEXTS = [
     "The first Nobel Prize in Physics was awarded in 1901 to Wilhelm Conrad Röntgen, of Germany, who received 150,782 "

@@ -19,7 +19,7 @@ from triptych.refiners.base import Budget, Passage, Piece
 from triptych.refiners.hard._llmlingua_compat import SEPARATOR, Decisions, OfflineCompressor
 from triptych.refiners.hard.longllmlingua import DELTA, RESTRICTIVE, LongLLMLingua, question_losses, recover
 from triptych.retrievers.base import Hit, Item, Query, Source
-from triptych.retrievers.lm import TransformersLM
+from triptych.retrievers.lm_transformers import TransformersLM
 
 QUERY = Query("Where does the old cat sleep?")
 WORDS = "the small dog runs over green fields and the old cat sleeps near warm ovens".split()

@@ -32,12 +32,15 @@ def measured(job: dict[str, Any], out: Out, made: Callable[[str, dict[str, Any]]
     for score in systems.values():
         score(queries[0], passages[:2])
     per_s: dict[str, list[float]] = {name: [] for name in systems}
+    cpu_s: dict[str, list[float]] = {name: [] for name in systems}
     for number in range(job["rounds"]):
         scores: dict[str, np.ndarray] = {}
         for name, score in systems.items():
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             scores[name] = np.array([score(query, passages) for query in queries])
             per_s[name].append(len(queries) * len(passages) / (time.perf_counter() - start))
+            cpu_s[name].append(time.process_time() - cpu)
+        out.put("cpu_s", cpu_s)
         out.put("per_s", per_s)
         if not number:
             out.put("agreement", agreement(scores, job["reference"]))

@@ -10,7 +10,7 @@ import torch
 from _worker import Out, read
 
 from triptych.refiners.hard._llmlingua_compat import OfflineCompressor
-from triptych.retrievers.lm import TransformersLM
+from triptych.retrievers.lm_transformers import TransformersLM
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from _pruning import measured
 from _worker import Out, read
 
 from triptych.refiners.hard._llmlingua_compat import Decisions, OfflineCompressor
-from triptych.retrievers.lm import TransformersLM
+from triptych.retrievers.lm_transformers import TransformersLM
 
 STOCK_FRAME = 3
 """Tokens by which the package's count of a lone context is larger than the text, when it works out its ratio."""

@@ -20,7 +20,6 @@ arXiv:2310.06201), costs no less and decides further from the package: what was 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +31,7 @@ from transformers import DynamicCache
 
 from ...errors import Unsupported
 from ...progress import step
+from ...retrievers.lm_transformers import cache_name
 from ...retrievers.loading import encodable
 from ..tokens import count
 
@@ -300,12 +300,6 @@ def losses_of(model: Any, states: Any, labels: Any) -> Any:
         logits = torch.tanh(logits / cap) * cap if cap else logits
         found[part] = torch.nn.functional.cross_entropy(logits, labels[part], reduction="none")
     return found
-
-
-def cache_name(model: Any) -> str:
-    """What `model` calls the argument that takes keys and values: transformers 5.24 renamed it."""
-    known = inspect.signature(model.base_model.forward).parameters
-    return "cache" if "cache" in known else "past_key_values"
 
 
 def window_of(tokens: int) -> int:

@@ -110,7 +110,7 @@ class CPC(Refiner):
         """Two random layers over bytes."""
         from tokenizers import Tokenizer
 
-        from ...retrievers.lm import TransformersLM
+        from ...retrievers.lm_transformers import TransformersLM
 
         lm = TransformersLM.tiny(seed)
         return cls(lm.model.base_model, Tokenizer.from_str(lm.tokenizer.backend_tokenizer.to_str()))

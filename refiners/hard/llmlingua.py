@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from ...manifests.registry import Card
     from ...retrievers.base import Hit, Query
-    from ...retrievers.lm import TransformersLM
+    from ...retrievers.lm_transformers import TransformersLM
     from ...retrievers.parts import Parts
     from ..base import Budget, Refined
     from ..fit import Evidence, Part
@@ -103,7 +103,7 @@ class LLMLingua(Refiner):
     @classmethod
     def tiny(cls, seed: int = 0) -> LLMLingua:
         """Two random layers over bytes."""
-        from ...retrievers.lm import TransformersLM
+        from ...retrievers.lm_transformers import TransformersLM
 
         lm = TransformersLM.tiny(seed)
         return cls(lm.model, lm.tokenizer)

@@ -87,7 +87,7 @@ class LongLLMLingua(Refiner):
     @classmethod
     def tiny(cls, seed: int = 0) -> LongLLMLingua:
         """Two random layers over bytes."""
-        from ...retrievers.lm import TransformersLM
+        from ...retrievers.lm_transformers import TransformersLM
 
         lm = TransformersLM.tiny(seed)
         return cls(lm.model, lm.tokenizer)
