@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .errors import (
         BadInput,
         Cancelled,
+        EndpointError,
         Forbidden,
         MissingExtra,
         MissingWeights,
@@ -39,6 +40,7 @@ _HOME = {
         (
             "BadInput",
             "Cancelled",
+            "EndpointError",
             "Forbidden",
             "MissingExtra",
             "MissingWeights",
@@ -75,6 +77,7 @@ __all__ = [  # noqa: RUF022 (the facade first, then values, then errors)
     "Source",
     "BadInput",
     "Cancelled",
+    "EndpointError",
     "Forbidden",
     "MissingExtra",
     "MissingWeights",

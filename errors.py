@@ -74,6 +74,22 @@ class StoreError(TriptychError):
     exit_code = 4
 
 
+class EndpointError(TriptychError):
+    """A language model's endpoint that cannot be reached, refuses, or answers with something else than it should.
+
+    Args:
+        status: the HTTP status of a refusal.
+        shape: an answer came, of the wrong shape.
+    """
+
+    exit_code = 4
+
+    def __init__(self, message: str, hint: str = "", status: int | None = None, *, shape: bool = False) -> None:
+        super().__init__(message, hint)
+        self.status = status
+        self.shape = shape
+
+
 class Unsupported(TriptychError):
     """A combination that a system or model cannot do."""
 

@@ -1,37 +1,37 @@
 """Language models as the prompted systems and the perplexity refiners see them: four abilities, declared in `can`.
 
-A prompt is a list of parts, text or `MediaRef`, joined in order. `generate` and `next_token_logits` ask the model to
-answer: a local model with a chat template gets the prompt as one user turn. `logprobs` measures how likely a text is
-as the plain continuation of another: no template.
+A prompt is a list of parts, text or `MediaRef`, joined in order; with `Turn`s in it, it is a conversation. `generate`
+and `next_token_logits` ask the model to answer: a local model with a chat template gets a prompt without turns as one
+user turn. `logprobs` measures how likely a text is as the plain continuation of another: no template.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..errors import BadInput, MissingWeights, Unsupported
-from ..progress import step
+from ..errors import BadInput, Unsupported
 from .base import MediaRef
-from .loading import batches, dtype, encodable, quiet
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from .lm_transformers import TransformersLM as TransformersLM
 
-    from ..settings import Settings
 
-Part = str | MediaRef
+@dataclass(frozen=True)
+class Turn:
+    """What one speaker of a conversation says. A last turn of the assistant's is its answer's beginning: it goes on."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+Part = str | MediaRef | Turn
 Prompt = Sequence[Part]
 Ability = Literal["generate", "logprobs", "logits", "images"]
-
-BATCH_TOKENS = 2048
-"""Padded tokens in one forward pass."""
-HEAD_ROWS = 256
-"""Positions whose scores over the whole vocabulary are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,10 @@ class LM:
         """Float32 (len(prompts), len(candidates)): the logit of each candidate's first token as the next token."""
         raise _lacks(self, "logits")
 
+    def top_next(self, prompts: Sequence[Prompt], k: int) -> list[list[str]]:
+        """At most `k` texts of the likeliest next tokens, best first, of each prompt as a plain text (no template)."""
+        raise _lacks(self, "logits")
+
 
 def require(lm: LM, *needs: Ability) -> None:
     """Called when a system is built: raises `Unsupported` unless `lm` can do all of `needs`."""
@@ -79,271 +83,6 @@ def _lacks(lm: LM, need: Ability) -> Unsupported:
     return Unsupported(
         f"`{type(lm).__name__}` cannot do `{need}`.", f"It can: {', '.join(sorted(lm.can)) or 'nothing'}."
     )
-
-
-class TransformersLM(LM):
-    """A causal language model of the transformers library, in this process. Safe from many threads.
-
-    Args:
-        model: in evaluation mode; its dtype and device are used as they are.
-        tokenizer: a fast tokenizer. A private copy encodes, so that padding or truncation set elsewhere change nothing.
-    """
-
-    can: frozenset[Ability] = frozenset({"generate", "logprobs", "logits"})
-
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        from tokenizers import Tokenizer
-
-        for name in ("logits_scaling", "logit_scale"):
-            if getattr(model.config, name, None) not in (None, 1, 1.0):
-                raise Unsupported(f"The model scales its logits by `{name}`.", "Use a model without it.")
-        self.model = model
-        self.tokenizer = tokenizer
-        self._encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._encoder.no_truncation()
-        self._encoder.no_padding()
-        self._softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
-        self._longest: int = getattr(model.config, "max_position_embeddings", 0) or 2**31
-
-    @classmethod
-    def load(cls, settings: Settings, device: str = "cpu") -> TransformersLM:
-        """The profile's small language model (`settings.lm`) from the pulled weights.
-
-        Raises:
-            MissingWeights: they are not on this machine.
-        """
-        from ..manifests.weights import folder
-
-        return cls.from_folder(folder(settings.lm, settings.weights), settings.precision, device)
-
-    @classmethod
-    def from_folder(cls, folder: Path, precision: str = "auto", device: str = "cpu") -> TransformersLM:
-        """From a local folder: safetensors with a tokenizer, or one gguf file (unpacked to `precision`).
-
-        Raises:
-            MissingWeights: the folder holds neither.
-        """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype(precision, device), attn_implementation="sdpa", **local, **_format(folder)
-            )
-            gguf = {key: value for key, value in _format(folder).items() if key == "gguf_file"}
-            tokenizer = AutoTokenizer.from_pretrained(folder, **local, **gguf)
-        return cls(model.eval().to(device), tokenizer)
-
-    @classmethod
-    def tiny(cls, seed: int = 0) -> TransformersLM:
-        """Two random layers over single bytes: for tests, in well under a second."""
-        import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        tokenizer = _byte_tokenizer()
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=8192,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = LlamaForCausalLM(config)
-        return cls(model.eval(), tokenizer)
-
-    def logprobs(self, prompts: Sequence[Prompt], targets: Sequence[str]) -> list[LogProbs]:
-        """log P(target | prompt) per token.
-
-        Prompt and target are tokenised together, as the model would read them; a token that spans the border counts
-        to the target. Only the target's positions go through the vocabulary.
-
-        Raises:
-            BadInput: as many targets as prompts are not given, or a pair is longer than the model's context.
-        """
-        if len(prompts) != len(targets):
-            raise BadInput(f"`{len(targets)}` targets for `{len(prompts)}` prompts.", "Give one for each.")
-        pairs = [self._pair(joined(prompt), target) for prompt, target in zip(prompts, targets, strict=True)]
-        found: list[LogProbs] = [LogProbs(())] * len(pairs)
-        done = 0
-        for rows in batches([len(ids) for ids, _ in pairs], BATCH_TOKENS):
-            step(done, len(pairs), "prompts")
-            states = self._states([pairs[row][0] for row in rows])
-            spans = [(pairs[row][1] - 1, len(pairs[row][0]) - 1) for row in rows]
-            kept = [states[n, first:last] for n, (first, last) in enumerate(spans)]
-            values = self._scored(kept, [pairs[row][0][pairs[row][1] :] for row in rows])
-            for row, value in zip(rows, values, strict=True):
-                found[row] = LogProbs(tuple(value))
-            done += len(rows)
-        return found
-
-    def next_token_logits(self, prompts: Sequence[Prompt], candidates: Sequence[str]) -> np.ndarray:
-        """Float32 (len(prompts), len(candidates)).
-
-        Raises:
-            BadInput: two candidates begin with the same token, so that they cannot be told apart, or one is empty.
-        """
-        first = [self._ids(candidate, special=False)[:1] for candidate in candidates]
-        if not all(first) or len({ids[0] for ids in first}) < len(first):
-            raise BadInput(
-                f"The candidates `{list(candidates)}` share a first token.", "Use ones that begin differently."
-            )
-        columns = [ids[0] for ids in first]
-        asked = [self._fitting(self._asked(prompt)) for prompt in prompts]
-        logits = np.empty((len(prompts), len(candidates)), np.float32)
-        done = 0
-        for rows in batches([len(ids) for ids in asked], BATCH_TOKENS):
-            step(done, len(prompts), "prompts")
-            states = self._states([asked[row] for row in rows])
-            for n, row in enumerate(rows):
-                last = states[n, len(asked[row]) - 1 : len(asked[row])]
-                logits[row] = self._vocabulary(last)[0, columns].cpu().numpy()
-            done += len(rows)
-        return logits
-
-    def generate(self, prompts: Sequence[Prompt], max_tokens: int, stop: Sequence[str] = ()) -> list[str]:
-        """Greedy answers, without special tokens."""
-        import torch
-
-        if max_tokens < 1:
-            raise BadInput(f"max_tokens is `{max_tokens}`.", "Ask for at least 1.")
-        asked = [self._fitting(self._asked(prompt)) for prompt in prompts]
-        answers = [""] * len(prompts)
-        done = 0
-        for rows in batches([len(ids) + max_tokens for ids in asked], BATCH_TOKENS):
-            step(done, len(prompts), "prompts")
-            ids, mask = self._left_padded([asked[row] for row in rows])
-            with torch.inference_mode():
-                made = self.model.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    generation_config=self._greedy(max_tokens),
-                    stopping_criteria=[self._stopping(ids.shape[1], stop)],
-                )
-            for row, tokens in zip(rows, made[:, ids.shape[1] :].tolist(), strict=True):
-                answers[row] = cut(self.tokenizer.decode(self._until_end(tokens), skip_special_tokens=True), stop)
-            done += len(rows)
-        return answers
-
-    def _ids(self, text: str, special: bool = True) -> list[int]:
-        return list(self._encoder.encode(encodable(text), add_special_tokens=special).ids)
-
-    def _asked(self, prompt: Prompt) -> list[int]:
-        text = joined(prompt)
-        if not self.tokenizer.chat_template:
-            return self._started(self._ids(text))
-        turn = [{"role": "user", "content": text}]
-        framed = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        return self._ids(framed, special=False)
-
-    def _started(self, ids: list[int]) -> list[int]:
-        """`ids`, with the token that begins a text in front where there is nothing else to predict from."""
-        if ids:
-            return ids
-        if self.tokenizer.bos_token_id is None:
-            raise BadInput("The prompt is `` and the model has no token that begins a text.", "Give a prompt.")
-        return [self.tokenizer.bos_token_id]
-
-    def _pair(self, prompt: str, target: str) -> tuple[list[int], int]:
-        """Ids of `prompt + target`, and the index of the target's first token (at least 1)."""
-        encoding = self._encoder.encode(encodable(prompt + target))
-        specials = encoding.special_tokens_mask
-        end = len(specials)
-        while end and specials[end - 1]:
-            end -= 1
-        spans = encoding.offsets[:end]
-        first = next((n for n, (_, stop) in enumerate(spans) if stop > len(prompt) and not specials[n]), end)
-        ids = list(encoding.ids[:end])
-        if first > 0:
-            return self._fitting(ids), first
-        return self._fitting(self._started([]) + ids), 1
-
-    def _fitting(self, ids: list[int]) -> list[int]:
-        if len(ids) > self._longest:
-            raise BadInput(f"A prompt has `{len(ids)}` tokens.", f"The model reads at most {self._longest:,}.")
-        return ids
-
-    def _states(self, sequences: Sequence[Sequence[int]]) -> Any:
-        """Last hidden states (batch, longest, width). Padding stands right: under a causal mask nothing sees it."""
-        import torch
-
-        longest = max(map(len, sequences))
-        ids = torch.zeros((len(sequences), longest), dtype=torch.long)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = torch.tensor(sequence)
-        with torch.inference_mode():
-            return self.model.base_model(input_ids=ids.to(self.model.device), use_cache=False).last_hidden_state
-
-    def _vocabulary(self, states: Any) -> Any:
-        """Float32 logits (rows, vocabulary) of states (rows, width)."""
-        import torch
-
-        with torch.inference_mode():
-            logits = self.model.get_output_embeddings()(states).float()
-            return torch.tanh(logits / self._softcap) * self._softcap if self._softcap else logits
-
-    def _scored(self, states: Sequence[Any], targets: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probability of `targets[i][j]` at `states[i][j]`."""
-        import torch
-
-        rows, wanted = torch.cat(list(states)), torch.tensor([token for target in targets for token in target])
-        scores = []
-        for start in range(0, len(rows), HEAD_ROWS):
-            logits = self._vocabulary(rows[start : start + HEAD_ROWS])
-            column = wanted[start : start + HEAD_ROWS].to(logits.device)
-            scores.append(logits.gather(1, column[:, None])[:, 0] - logits.logsumexp(1))
-        flat = iter(torch.cat(scores).tolist() if scores else [])
-        return [[next(flat) for _ in target] for target in targets]
-
-    def _left_padded(self, sequences: Sequence[Sequence[int]]) -> tuple[Any, Any]:
-        import torch
-
-        longest = max(map(len, sequences))
-        ids = torch.full((len(sequences), longest), self._pad_id(), dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, sequence in enumerate(sequences):
-            ids[row, longest - len(sequence) :] = torch.tensor(sequence)
-            mask[row, longest - len(sequence) :] = 1
-        return ids.to(self.model.device), mask.to(self.model.device)
-
-    def _pad_id(self) -> int:
-        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return int(next(token for token in known if token is not None))
-
-    def _ends(self) -> set[int]:
-        configured = self.model.generation_config.eos_token_id
-        ends = configured if isinstance(configured, list) else [configured]
-        return {token for token in (*ends, self.tokenizer.eos_token_id) if token is not None}
-
-    def _until_end(self, tokens: list[int]) -> list[int]:
-        ends = self._ends()
-        return tokens[: next((n for n, token in enumerate(tokens) if token in ends), len(tokens))]
-
-    def _greedy(self, max_tokens: int) -> Any:
-        from transformers import GenerationConfig
-
-        return GenerationConfig(
-            do_sample=False,
-            max_new_tokens=max_tokens,
-            eos_token_id=sorted(self._ends()) or None,
-            pad_token_id=self._pad_id(),
-        )
-
-    def _stopping(self, prompt_length: int, stop: Sequence[str]) -> Callable[..., Any]:
-        """Which rows already hold one of `stop` in what they generated."""
-        import torch
-
-        def holds(ids: Any, scores: Any, **_: Any) -> Any:
-            texts = [self.tokenizer.decode(row) for row in ids[:, prompt_length:].tolist()] if stop else [""] * len(ids)
-            return torch.tensor([any(mark in text for mark in stop) for text in texts], device=ids.device)
-
-        return holds
 
 
 class ScriptedLM(LM):
@@ -391,26 +130,61 @@ class ScriptedLM(LM):
         counts = [[float(_words(prompt).count(name.casefold().strip())) for name in candidates] for prompt in prompts]
         return np.array(counts, np.float32).reshape(len(prompts), len(candidates))
 
+    def top_next(self, prompts: Sequence[Prompt], k: int) -> list[list[str]]:
+        """The prompt's own words, those that stand in it most often first."""
+        self._called("logits", "top_next", prompts)
+        return [[f" {word}" for word, _ in Counter(_words(prompt)).most_common(k)] for prompt in prompts]
+
     def _called(self, need: Ability, method: str, prompts: Sequence[Prompt]) -> None:
         require(self, need)
         self.calls.append((method, len(prompts)))
 
     def _answer(self, prompt: Prompt) -> str:
         if callable(self._answers):
-            return self._answers(" ".join(part for part in prompt if isinstance(part, str)))
+            return self._answers(" ".join(_texts(prompt)))
         if not self._answers:
             raise BadInput(f"The script has no answer left for `{prompt}`.", "Give one answer per prompt.")
         return self._answers.popleft()
 
 
 def joined(prompt: Prompt) -> str:
-    """The text of a prompt for a model without eyes: a `MediaRef` in it is `Unsupported`."""
+    """The text of a prompt for a model without eyes: a `MediaRef` in it is `Unsupported`.
+
+    A conversation is written as a transcript: `User: …`, a blank line between turns, and `Assistant:` to be answered.
+    """
     for part in prompt:
         if isinstance(part, MediaRef):
             raise Unsupported(
                 f"The prompt holds media of type `{part.mime}`.", "Use a language model that reads images."
             )
-    return "".join(part for part in prompt if isinstance(part, str))
+    if any(isinstance(part, Turn) for part in prompt):
+        return _transcript(turns(prompt))
+    return "".join(_texts(prompt))
+
+
+def turns(prompt: Prompt) -> list[Turn]:
+    """A prompt as a conversation: what stands outside of turns is said by the user.
+
+    >>> turns(["Who ", "are you?"])
+    [Turn(role='user', text='Who are you?')]
+    """
+    said: list[Turn] = []
+    plain: list[str] = []
+    for part in (*prompt, None):
+        if isinstance(part, str):
+            plain.append(part)
+            continue
+        if plain:
+            said.append(Turn("user", "".join(plain)))
+            plain = []
+        if isinstance(part, Turn):
+            said.append(part)
+    return said or [Turn("user", "")]
+
+
+def _transcript(said: Sequence[Turn]) -> str:
+    spoken = [turn.text if turn.role == "system" else f"{turn.role.capitalize()}: {turn.text}" for turn in said]
+    return "\n\n".join(spoken if said[-1].role == "assistant" else [*spoken, "Assistant:"])
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
@@ -423,33 +197,17 @@ def cut(text: str, stop: Sequence[str]) -> str:
 
 
 def _words(prompt: Prompt) -> list[str]:
-    return " ".join(part for part in prompt if isinstance(part, str)).casefold().split()
+    return " ".join(_texts(prompt)).casefold().split()
 
 
-def _format(folder: Path) -> dict[str, Any]:
-    from transformers import GgufConfig
-
-    if any(folder.glob("*.safetensors")):
-        return {"use_safetensors": True}
-    gguf = sorted(folder.glob("*.gguf"))
-    if not gguf:
-        raise MissingWeights(f"`{folder.name}` holds no safetensors or gguf file.", "Run `triptych pull embedded`.")
-    return {"gguf_file": gguf[0].name, "quantization_config": GgufConfig(dequantize=True)}
+def _texts(prompt: Prompt) -> list[str]:
+    return [part.text if isinstance(part, Turn) else part for part in prompt if isinstance(part, str | Turn)]
 
 
-def _byte_tokenizer() -> Any:
-    from tokenizers import AddedToken, Tokenizer
-    from tokenizers.decoders import ByteLevel as Decoder
-    from tokenizers.models import BPE
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import PreTrainedTokenizerFast
+def __getattr__(name: str) -> Any:
+    # `lm_transformers` stands on this module, so the name that many import from here is looked up late.
+    if name != "TransformersLM":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .lm_transformers import TransformersLM
 
-    specials = ["<|begin|>", "<|end|>"]
-    names = [*specials, *sorted(ByteLevel.alphabet())]
-    tokenizer = Tokenizer(BPE({name: index for index, name in enumerate(names)}, []))
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = Decoder()
-    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in specials])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=specials[0], eos_token=specials[1], pad_token=specials[1]
-    )
+    return TransformersLM

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # beside three other processes took ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+SHARED = 32
+"""Tokens that prompts have to begin with in common so that these are read only once."""
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 
 
@@ -127,6 +129,34 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
+
+
+def alike(sequences: Sequence[Sequence[int]], needed: Sequence[int]) -> list[tuple[list[int], int]]:
+    """Groups of sequences and how many ids all of a group begin with; the last group, with 0, shares nothing.
+
+    What is shared is at least `SHARED` and at most what is `needed` of each. A group takes in its next neighbour of
+    the sorted sequences as long as the group's reading does not become longer by it.
+
+    >>> alike([[1] * 40 + [2], [3], [1] * 40 + [4]], [40, 0, 40])
+    [([0, 2], 40), ([1], 0)]
+    """
+    groups: list[tuple[list[int], int]] = []
+    for row in sorted(range(len(sequences)), key=lambda n: list(sequences[n])):
+        if groups:
+            rows, shared = groups[-1]
+            both = min(shared, needed[row], _common(sequences[rows[-1]], sequences[row]))
+            if both >= SHARED and len(rows) * both >= (len(rows) - 1) * shared:
+                groups[-1] = ([*rows, row], both)
+                continue
+        groups.append(([row], needed[row]))
+    together = [(sorted(rows), shared) for rows, shared in groups if len(rows) > 1]
+    alone = sorted(rows[0] for rows, _ in groups if len(rows) == 1)
+    return [*together, (alone, 0)] if alone else together
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    pairs = zip(one, other, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def encodable(text: str) -> str:

@@ -8,13 +8,14 @@ if TYPE_CHECKING:
     from ..settings import Settings
     from .base import Encoder
     from .lm import LM
+    from .lm_transformers import TransformersLM
 
 
 class Parts(Protocol):
     """Given to `System.load(card, parts)`. Each model is loaded once and shared by all who ask.
 
     Raises:
-        MissingWeights: from `encoder` and `lm`, when the profile's model is not on this machine.
+        MissingWeights: from `encoder`, `lm` and `local_lm`, when the profile's model is not on this machine.
     """
 
     @property
@@ -29,4 +30,7 @@ class Parts(Protocol):
         """The profile's dense encoder."""
 
     def lm(self) -> LM:
-        """The profile's small language model."""
+        """The language model that prompted systems ask: an endpoint's where the settings name one, else `local_lm`."""
+
+    def local_lm(self) -> TransformersLM:
+        """The profile's small language model, in this process."""

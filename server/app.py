@@ -9,19 +9,29 @@ import base64
 import logging
 from collections.abc import Callable
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.from_thread
 import anyio.to_thread
 from mcp.server.caching import CacheHint
 from mcp.server.mcpserver import Context, MCPServer
-from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent, Tool, ToolAnnotations
+from mcp_types import (
+    CallToolResult,
+    ContentBlock,
+    ImageContent,
+    InputRequiredResult,
+    TextContent,
+    Tool,
+    ToolAnnotations,
+)
 
 from .. import __version__, progress
 from ..errors import NotFound, TriptychError
 from .doors import INSTRUCTIONS, Door, doors
 from .jobs import Jobs
+from .listwise import Question
+from .sampling import Unasked, reply
 from .service import Service
 
 if TYPE_CHECKING:
@@ -33,6 +43,7 @@ if TYPE_CHECKING:
 
 WRITERS = ("index", "delete")
 TOOLS_TTL_MS = 3_600_000
+Made = TypeVar("Made")
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +54,7 @@ def build(
     *,
     allow_write: bool = False,
     toolset: str = "full",
+    llm_rerank: bool = False,
     jobs: Jobs | None = None,
     roots: Roots | None = None,
     on_ready: Callable[[], None] | None = None,
@@ -54,11 +66,12 @@ def build(
         settings: limits and defaults.
         allow_write: shows `index` and `delete`.
         toolset: `full`, `chatgpt` or `minimal`.
+        llm_rerank: shows `llm_rerank`, which asks the client's model.
         jobs: where background work is queued; closed by whoever made it.
         roots: where `index` may read.
         on_ready: called once, right after the client's handshake.
     """
-    shown = doors(toolset, allow_write=allow_write)
+    shown = doors(toolset, allow_write=allow_write, llm_rerank=llm_rerank)
     return App(Service(sessions, settings, jobs or Jobs(), roots), shown, on_ready)
 
 
@@ -84,12 +97,27 @@ class App(MCPServer[Any]):
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
-    ) -> CallToolResult:
+    ) -> CallToolResult | InputRequiredResult:
         try:
             door = self._door(name)
         except TriptychError as error:
             return _failed(error)
-        return await self._on_thread(door, arguments, context)
+        if door.asks:
+            return await self._asking(door, arguments, context)
+        return await self._on_thread(door, lambda: _result(self.service.call(door, arguments)), context)
+
+    async def _asking(
+        self, door: Door, arguments: dict[str, Any], context: Context[Any, Any] | None
+    ) -> CallToolResult | InputRequiredResult:
+        """The door's answer after the client's model has been asked. Newer clients come here twice for one call."""
+        asked = await self._on_thread(door, lambda: Question.of(*self.service.opened(door, arguments)), context)
+        if isinstance(asked, CallToolResult):
+            return asked
+        said = await reply(asked.turns, asked.room, context) if asked.turns else Unasked()
+        if isinstance(said, InputRequiredResult):
+            return said
+        made = asked.unranked if isinstance(said, Unasked) else asked.ranked
+        return await self._on_thread(door, lambda: _result(made(said)), context)
 
     def _door(self, name: str) -> Door:
         if name in self._doors:
@@ -100,18 +128,18 @@ class App(MCPServer[Any]):
         raise NotFound(f"Unknown tool `{name[:80]}`.", hint)
 
     async def _on_thread(
-        self, door: Door, arguments: dict[str, Any], context: Context[Any, Any] | None
-    ) -> CallToolResult:
-        """The door's answer, worked out on a thread; cancelling the call stops the work at its next step."""
+        self, door: Door, task: Callable[[], Made], context: Context[Any, Any] | None
+    ) -> Made | CallToolResult:
+        """What `task` makes, worked out on a thread; cancelling the call stops the work at its next step."""
         cancelled = Event()
         outbox, inbox = anyio.create_memory_object_stream[tuple[int, int | None, str]](1)
 
         def on_step(done: int, total: int | None, what: str) -> None:
             anyio.from_thread.run_sync(_offer, outbox, (done, total, what))
 
-        def work() -> CallToolResult:
+        def work() -> Made | CallToolResult:
             with progress.reporting(on_step if context else None, cancelled=cancelled):
-                return self._outcome(door, arguments)
+                return _outcome(door, task)
 
         async with inbox, outbox, anyio.create_task_group() as group:
             group.start_soon(_set_when_cancelled, cancelled)
@@ -121,14 +149,15 @@ class App(MCPServer[Any]):
             group.cancel_scope.cancel()
         return result
 
-    def _outcome(self, door: Door, arguments: dict[str, Any]) -> CallToolResult:
-        try:
-            return _result(self.service.call(door, arguments))
-        except TriptychError as error:
-            return _failed(error)
-        except Exception:
-            log.exception("the tool `%s` failed", door.name)
-            return _failed(TriptychError(f"`{door.name}` failed inside the server.", "Its log on stderr says why."))
+
+def _outcome(door: Door, task: Callable[[], Made]) -> Made | CallToolResult:
+    try:
+        return task()
+    except TriptychError as error:
+        return _failed(error)
+    except Exception:
+        log.exception("the tool `%s` failed", door.name)
+        return _failed(TriptychError(f"`{door.name}` failed inside the server.", "Its log on stderr says why."))
 
 
 async def _set_when_cancelled(cancelled: Event) -> None:

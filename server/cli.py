@@ -295,6 +295,7 @@ def doctor(run: Run, deep: bool) -> int:
 @click.option("--host", default="127.0.0.1", show_default=True, help="For http; only this machine is allowed.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="For http.")
 @click.option("--toolset", type=click.Choice(["full", "chatgpt", "minimal"]), default="full", show_default=True)
+@click.option("--llm-rerank", is_flag=True, help="Offer `llm_rerank`, which asks the client's model (MCP sampling).")
 @click.option("--no-index", is_flag=True, help="Do not index the roots at start.")
 @click.option("--pull", is_flag=True, help="Download missing model weights first.")
 @quality_option

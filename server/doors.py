@@ -14,6 +14,7 @@ from ..tools.arguments import (
     FetchArguments,
     IndexArguments,
     InLibrary,
+    LLMRerankArguments,
     OpenAIFetchArguments,
     OpenAISearchArguments,
     RerankArguments,
@@ -54,6 +55,7 @@ class Door:
         heavy: runs models, so it waits for them and for its turn.
         evidence: answers with the block of passages.
         writes, destroys: hints that MCP has names for.
+        asks: puts a question to the client's model before it answers.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Door:
     evidence: bool = True
     writes: bool = False
     destroys: bool = False
+    asks: bool = False
 
     @property
     def description(self) -> str:
@@ -139,6 +142,14 @@ RERANK = Door(
     RerankArguments,
     Service.rerank,
 )
+LLM_RERANK = Door(
+    "llm_rerank",
+    "Rerank with your model",
+    LLMRerankArguments,
+    Service.llm_rerank,
+    heavy=False,
+    asks=True,
+)
 COMPRESS = Door(
     "compress",
     "Compress passages",
@@ -191,11 +202,11 @@ OPENAI_FETCH = Door(
 )
 
 
-def doors(toolset: str = "full", *, allow_write: bool = False) -> tuple[Door, ...]:
+def doors(toolset: str = "full", *, allow_write: bool = False, llm_rerank: bool = False) -> tuple[Door, ...]:
     """The tools of a toolset, in an order that never changes.
 
     Raises:
-        BadInput: an unknown toolset, or writing where the toolset has no tool that writes.
+        BadInput: an unknown toolset, or a tool asked for that the toolset does not have.
     """
     sets: dict[str, Sequence[Door]] = {
         "full": (RETRIEVE, SEARCH, FETCH, VIEW, RERANK, COMPRESS, STATUS),
@@ -208,4 +219,6 @@ def doors(toolset: str = "full", *, allow_write: bool = False) -> tuple[Door, ..
         raise BadInput(
             f"The toolset `{toolset}` has no tool that writes.", "Use `--toolset full` with `--allow-write`."
         )
-    return (*sets[toolset], *((INDEX, DELETE) if allow_write else ()))
+    if llm_rerank and toolset != "full":
+        raise BadInput(f"The toolset `{toolset}` has no `llm_rerank`.", "Use `--toolset full` with `--llm-rerank`.")
+    return (*sets[toolset], *((LLM_RERANK,) if llm_rerank else ()), *((INDEX, DELETE) if allow_write else ()))

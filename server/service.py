@@ -17,6 +17,7 @@ from ..tools.arguments import (
     FetchArguments,
     IndexArguments,
     InLibrary,
+    LLMRerankArguments,
     OpenAIFetchArguments,
     OpenAISearchArguments,
     RerankArguments,
@@ -26,6 +27,7 @@ from ..tools.arguments import (
     ViewArguments,
     parse,
 )
+from .listwise import Question
 from .roots import Roots
 
 if TYPE_CHECKING:
@@ -76,10 +78,7 @@ class Service:
         Raises:
             TriptychError: whatever was wrong, in words for the caller.
         """
-        own = dict(given)
-        library = parse(InLibrary, {"library": own.pop("library", None)}).library if door.scoped else None
-        arguments = parse(door.arguments, own)
-        session = self.sessions(library)
+        session, arguments = self.opened(door, given)
         if not door.heavy:
             return door.answer(self, session, arguments)
         if not self._models_ready():
@@ -88,6 +87,13 @@ class Service:
             return answers.nothing(LOADING)
         with self._turn():
             return door.answer(self, session, arguments)
+
+    def opened(self, door: Door, given: Mapping[str, Any]) -> tuple[Triptych, Any]:
+        """The library that the raw arguments `given` name, and the door's own arguments."""
+        own = dict(given)
+        library = parse(InLibrary, {"library": own.pop("library", None)}).library if door.scoped else None
+        arguments = parse(door.arguments, own)
+        return self.sessions(library), arguments
 
     def retrieve(self, session: Triptych, given: RetrieveArguments) -> Answer:
         return calls.retrieve(session, given, self._unfinished(session)).answer
@@ -98,6 +104,10 @@ class Service:
     def rerank(self, session: Triptych, given: RerankArguments) -> Answer:
         return calls.rerank(session, given).answer
 
+    def llm_rerank(self, session: Triptych, given: LLMRerankArguments) -> Answer:
+        """What there is to say where no client can be asked."""
+        return Question.of(session, given).unranked("There is no client to ask")
+
     def compress(self, session: Triptych, given: CompressArguments) -> Answer:
         return calls.compress(session, given).answer
 
@@ -105,7 +115,7 @@ class Service:
         return calls.fetch(session, given).answer
 
     def view(self, session: Triptych, given: ViewArguments) -> Answer:
-        return answers.of_view(session.view(given.id, given.max_edge))
+        return calls.view(session, given).answer
 
     def status(self, session: Triptych, given: StatusArguments) -> Answer:
         jobs = [job.as_dict() for job in self.jobs.list(session.name)]

@@ -276,6 +276,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path: Path) -> Non
         (["mcp", "--root", "/nonexistent-folder"], 2, "BadInput", "`nonexistent-folder`"),
         (["mcp", "--transport", "http", "--host", "0.0.0.0"], 2, "BadInput", "`0.0.0.0`"),
         (["mcp", "--toolset", "minimal", "--allow-write"], 2, "BadInput", "`minimal`"),
+        (["mcp", "--toolset", "chatgpt", "--llm-rerank"], 2, "BadInput", "`llm_rerank`"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )

@@ -37,8 +37,8 @@ FETCHERS = {"aiohttp", "httpx", "huggingface_hub", "requests", "urllib.request",
 UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 PUBLIC = [
     *("Triptych", "Settings", "Budget", "Hit", "Item", "MediaRef", "Passage", "Piece", "Query", "Ranking", "Refined"),
-    *("Source", "BadInput", "Cancelled", "Forbidden", "MissingExtra", "MissingWeights", "NotFound", "StaleId"),
-    *("StoreError", "TimedOut", "TriptychError", "UnknownSystem", "UnreadableFile", "Unsupported"),
+    *("Source", "BadInput", "Cancelled", "EndpointError", "Forbidden", "MissingExtra", "MissingWeights", "NotFound"),
+    *("StaleId", "StoreError", "TimedOut", "TriptychError", "UnknownSystem", "UnreadableFile", "Unsupported"),
 ]
 
 

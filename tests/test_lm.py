@@ -18,8 +18,9 @@ from triptych import progress
 from triptych.errors import BadInput, Cancelled, MissingWeights, Unsupported
 from triptych.manifests import weights
 from triptych.retrievers.base import MediaRef
-from triptych.retrievers.lm import LM, LogProbs, ScriptedLM, TransformersLM, cut, joined, require
-from triptych.retrievers.loading import batches, dtype
+from triptych.retrievers.lm import LM, LogProbs, ScriptedLM, cut, joined, require
+from triptych.retrievers.lm_transformers import TransformersLM
+from triptych.retrievers.loading import SHARED, alike, batches, dtype
 
 PROMPTS = [["The capital of France is"], ["2 + 2 ="], ["Once upon"], [""], ["中文：", "你好"], ["x" * 300]]
 RANDOM = TransformersLM.tiny(3)
@@ -101,6 +102,80 @@ def test_a_media_part_is_refused_by_a_model_without_eyes(tiny: TransformersLM) -
         tiny.logprobs([["see ", MediaRef("a.png", "image/png")]], ["x"])
 
 
+# --- shared beginnings ----------------------------------------------------------------------------------------------
+
+BEGINNING = "A long instruction that every prompt of a call begins with. "
+
+
+def positions_read(lm: TransformersLM, work: Any) -> int:
+    """How many padded positions go through the model's first layer."""
+    seen: list[int] = []
+    hook = lm.model.base_model.layers[0].register_forward_pre_hook(
+        lambda module, given, named: seen.append((given or (named["hidden_states"],))[0].shape[:2].numel()),
+        with_kwargs=True,
+    )
+    try:
+        work()
+    finally:
+        hook.remove()
+    return sum(seen)
+
+
+def test_a_shared_beginning_is_read_once_and_changes_nothing(tiny: TransformersLM) -> None:
+    prompts = [[BEGINNING * 5 + str(n) * n] for n in range(1, 7)] + [["another"]]
+    targets = [f" answer {n}" for n in range(7)]
+    for found, prompt, target in zip(tiny.logprobs(prompts, targets), prompts, targets, strict=True):
+        close(found, naive(tiny, joined(prompt), target))
+    alone = [tiny.next_token_logits([prompt], ["y", "no"])[0] for prompt in prompts]
+    assert tiny.next_token_logits(prompts, ["y", "no"]) == pytest.approx(np.array(alone), abs=1e-4)
+    assert positions_read(tiny, lambda: tiny.logprobs(prompts, targets)) < 2 * len(BEGINNING) * 5
+    assert positions_read(tiny, lambda: tiny.next_token_logits(prompts, ["y"])) < 2 * len(BEGINNING) * 5
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.text("ab", max_size=4)), max_size=8))
+def test_logits_do_not_depend_on_what_prompts_share(made: list[tuple[int, str]]) -> None:
+    prompts = [["x" * n + rest] for n, rest in made]
+    found = RANDOM.next_token_logits(prompts, ["y", "no"])
+    assert found.shape == (len(prompts), 2)
+    for row, prompt in zip(found, prompts, strict=True):
+        assert RANDOM.next_token_logits([prompt], ["y", "no"])[0] == pytest.approx(row, abs=1e-4)
+
+
+def test_the_real_model_reads_a_shared_beginning_once(small: TransformersLM) -> None:
+    prompts = [[BEGINNING * 5 + question] for question in ("Who?", "Where was it?", "What?")]
+    for found, prompt in zip(small.logprobs(prompts, [" Me"] * 3), prompts, strict=True):
+        close(found, naive(small, joined(prompt), " Me"))
+    assert positions_read(small, lambda: small.logprobs(prompts, [" Me"] * 3)) < 110
+
+
+def test_a_model_that_remembers_otherwise_shares_nothing(tiny: TransformersLM) -> None:
+    model = TransformersLM.tiny(0).model
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    prompts = [[BEGINNING + "a"], [BEGINNING + "b"]]
+    other = TransformersLM(model, tiny.tokenizer)
+    assert positions_read(other, lambda: other.next_token_logits(prompts, ["y"])) == 2 * (len(BEGINNING) + 1)
+
+
+def test_prompts_are_grouped_where_that_saves_most() -> None:
+    common, first, second = [0] * 40, [1] * 300, [2] * 300
+    rows = [common + middle + [n] for middle in (first, second) for n in range(5)]
+    assert alike(rows, [len(row) - 1 for row in rows]) == [([0, 1, 2, 3, 4], 340), ([5, 6, 7, 8, 9], 340)]
+    assert alike(rows[:2], [10, 10]) == [([0, 1], 0)]
+    assert alike([], []) == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 90), st.integers(0, 3)), max_size=12))
+def test_what_is_shared_is_shared_and_every_row_comes_once(made: list[tuple[int, int]]) -> None:
+    rows = [[0] * n + [last] for n, last in made]
+    needed = [len(row) - 1 for row in rows]
+    found = alike(rows, needed)
+    assert sorted(row for group, _ in found for row in group) == list(range(len(rows)))
+    for group, shared in found:
+        assert len({tuple(rows[row][:shared]) for row in group}) == 1
+        assert all(shared <= needed[row] for row in group)
+        assert shared == 0 or shared >= SHARED
+
+
 # --- the next token and answers --------------------------------------------------------------------------------------
 
 
@@ -164,7 +239,7 @@ def test_work_stops_between_batches(tiny: TransformersLM) -> None:
             cancelled.set()
 
     with progress.reporting(on_step, cancelled=cancelled), pytest.raises(Cancelled):
-        tiny.logprobs([["a" * 1500]] * 4, ["b"] * 4)
+        tiny.logprobs([[letter * 1500] for letter in "abcd"], ["e"] * 4)
     assert seen == [0, 1]
 
 
@@ -182,6 +257,66 @@ def test_a_saved_model_comes_back_the_same(tiny: TransformersLM, tmp_path: Path)
     again = TransformersLM.from_folder(tmp_path, "float32")
     close(again.logprobs(PROMPTS[:1], TARGETS[:1])[0], list(tiny.logprobs(PROMPTS[:1], TARGETS[:1])[0].tokens))
     assert TransformersLM.from_folder(tmp_path, "bfloat16").model.dtype == torch.bfloat16
+
+
+def as_gguf(lm: TransformersLM, path: Path) -> None:
+    """The model's weights, its bytes as a byte-level vocabulary, and its shape, in one gguf file of float32."""
+    from gguf import GGUFWriter, TokenType
+
+    config, tokens = lm.model.config, lm.tokenizer.convert_ids_to_tokens(range(lm.model.config.vocab_size))
+    # A vocabulary without a merge cannot be read: what stood for the byte 2 is now the bytes 0 and 1.
+    tokens = ["Āā" if token == "Ă" else token for token in tokens]
+    writer = GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([TokenType.CONTROL if token.startswith("<|") else TokenType.NORMAL for token in tokens])
+    writer.add_token_merges(["Ā ā"])
+    writer.add_bos_token_id(config.bos_token_id)
+    writer.add_eos_token_id(config.eos_token_id)
+    heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}
+    names = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.o_proj": "attn_output"}
+    names |= {f"self_attn.{one}_proj": f"attn_{one}" for one in "qkv"}
+    names |= {f"mlp.{one}_proj": f"ffn_{one}" for one in ("gate", "up", "down")}
+    names |= {
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "lm_head": "output",
+        "model.layers": "blk",
+    }
+    for name, tensor in lm.model.state_dict().items():
+        told = tensor.float().numpy()
+        if (one := name.removesuffix("_proj.weight")[-1]) in heads and "self_attn" in name:
+            # The two halves that turn together stand beside each other in this format.
+            told = told.reshape(heads[one], 2, -1, told.shape[1]).swapaxes(1, 2).reshape(told.shape)
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        writer.add_tensor(name, np.ascontiguousarray(told))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_gives_the_same_model(tmp_path: Path) -> None:
+    lm = TransformersLM.tiny(0)
+    as_gguf(lm, tmp_path / "tiny.gguf")
+    again = TransformersLM.from_folder(tmp_path, "float32")
+    assert again._ids("a xyz") == lm._ids("a xyz")
+    prompts = [[BEGINNING + "abc"], [BEGINNING + "x"]]
+    found, wanted = again.logprobs(prompts, ["def", "yz"]), lm.logprobs(prompts, ["def", "yz"])
+    for one, other in zip(found, wanted, strict=True):
+        close(one, list(other.tokens))
 
 
 def test_models_that_scale_their_logits_are_refused(tiny: TransformersLM) -> None:

@@ -99,6 +99,7 @@ def test_exit_statuses_are_stable() -> None:
     assert {error.__name__: error.exit_code for error in ERRORS} == {
         "BadInput": 2,
         "Cancelled": 130,
+        "EndpointError": 4,
         "Forbidden": 2,
         "MissingExtra": 3,
         "MissingWeights": 3,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..rerankers.base import Reranker
     from ..retrievers.base import Encoder
     from ..retrievers.lm import LM
+    from ..retrievers.lm_transformers import TransformersLM
     from ..settings import Settings
 
 WITHOUT_WEIGHTS = {"reranker": "no_rerank", "refiner": "extractive"}
@@ -51,11 +52,20 @@ class Stages:
         return made
 
     def lm(self) -> LM:
-        """The small language model of the profile, or `MissingWeights`."""
-        from ..retrievers.lm import TransformersLM
+        """The language model behind `lm_endpoint`, else `local_lm`."""
+        if not self.settings.lm_endpoint:
+            return self.local_lm()
+        from ..retrievers.lm_endpoint import EndpointLM
+
+        made: LM = self._once(f"lm {self.settings.lm_model}", lambda: EndpointLM.load(self.settings))
+        return made
+
+    def local_lm(self) -> TransformersLM:
+        """The small language model of the profile, for what needs a model in this process, or `MissingWeights`."""
+        from ..retrievers.lm_transformers import TransformersLM
 
         wanted = self.settings.lm
-        made: LM = self._once(f"lm {wanted}", lambda: TransformersLM.load(self.settings, self.device))
+        made: TransformersLM = self._once(f"lm {wanted}", lambda: TransformersLM.load(self.settings, self.device))
         return made
 
     def encoder_or_none(self) -> Encoder | None:

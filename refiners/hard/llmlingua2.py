@@ -9,7 +9,7 @@ What differs from the authors' package. Words are those of `refiners.units`, run
 kept stands in the source character by character: the package builds its text from tokens and returns `API_KEY` as
 `API _ KEY`. `decide` is the paper's rule, a threshold for each chunk; `refine` fills the budget exactly instead, with
 words by probability over all passages. A table row or a line of code is kept or dropped whole, by the mean over its
-tokens, and no sentence loses its numbers, negations and names as long as one of its words stays. Training is not offered.
+tokens, and no sentence loses its numbers, negations and names as long as one of its words stays. No training.
 """
 
 from __future__ import annotations
