@@ -130,7 +130,7 @@ def test_a_limit_of_calls_is_the_tighter_one() -> None:
 
 def test_a_time_limit_keeps_what_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
-    monkeypatch.setattr(_pointwise.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("triptych.rerankers._pointwise.time.monotonic", lambda: next(clock))
     found = _pointwise.rank(hits(["a", "bb", "ccc", "dd"]), Limits(seconds=3), lengths, plain)
     assert ids(found.hits) == ["p1", "p0", "p2", "p3"]
     assert found.reason == "3 s passed after 2 of 4 hits"

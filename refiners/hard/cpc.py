@@ -24,12 +24,12 @@ import regex
 
 from ...errors import BadInput, Unsupported
 from ...progress import step
+from ...rerankers._given import given_folder
 from ...retrievers.loading import dtype, encodable, quiet
 from ..base import Refiner
 from ..fit import Plan, fit, head
 from ..relevance import by_relevance
 from ._coarse import blank, parts_read
-from ._given import given_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

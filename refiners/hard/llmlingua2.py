@@ -25,6 +25,7 @@ import regex
 
 from ...errors import BadInput, Unsupported
 from ...progress import step
+from ...rerankers._given import given_folder
 from ...retrievers.chunking import sentences
 from ...retrievers.loading import batches, dtype, encodable, quiet
 from ..base import Refiner
@@ -33,7 +34,6 @@ from ..protected import protected
 from ..tokens import count
 from ..units import words
 from ._coarse import blank, parts_read
-from ._given import given_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -222,7 +222,7 @@ class Training:
     codes: int = 128
     width: int = 64
     layers: int = 2
-    steps: int = 600
+    steps: int = 400
     batch: int = 64
     rate: float = 4e-3
     seed: int = 0
