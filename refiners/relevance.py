@@ -2,10 +2,11 @@
 
 Coarse to fine. A unit's priority is a sum of standard scores (mean 0, deviation 1 over all units at hand): its own
 relevance, that of its whole passage by the same measures, and the hit's score. The measures are the cosine of token
-vectors and, a quarter as much, lexical overlap. A passage pays for its frame (title, place, citation): its best unit
-stands one deviation lower and opens the passage; no other unit of it comes before. A passage in another language than
-the query is not judged by vectors: it has no floor, and its hit's score decides. Without a query, units are wanted in
-reading order, the first of every passage before the second of any.
+vectors and, a quarter as much, lexical overlap; for a query that the encoder does not read, lexical overlap alone. A
+passage pays for its frame (title, place, citation): its best unit stands one deviation lower and opens the passage; no
+other unit of it comes before. A passage in another language than the query is not judged by either: it has no floor,
+and its hit's score decides. Without a query, units are wanted in reading order, the first of every passage before the
+second of any.
 
 Chosen on questions over many documents, meeting transcripts and scientific claims, the three kinds of question files
 that `benchmarks/prepare.py` makes: figures on those are figures on what was tuned on.
@@ -16,18 +17,23 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import regex
 
 from ..retrievers.languages import across
+from ..retrievers.scripts import english
 from ..retrievers.searchable import searchable_text
 from .fit import Evidence, Part, Plan, Planner
 
 if TYPE_CHECKING:
     from ..retrievers.base import Query
+    from .base import Refined
 
+UNREAD = "The query is not in English, which the encoder reads: sentences were chosen by the words they share with it."
+"""`Refined.note` of who would have asked an encoder."""
 FLOOR = 0.1
 """Cosine of MiniLM vectors that the best unit of a passage must reach: under 1 % of answer sentences lie below, and
 more than a third of the passages that BM25 alone had found."""
@@ -89,14 +95,28 @@ def relevance_of(encoder: Any) -> Relevance | None:
     return TokenRelevance(encoder) if hasattr(encoder, "token_vectors") else None
 
 
+def told(refined: Refined, query: Query | None, relevance: Relevance | None) -> Refined:
+    """`refined`, with the note that it was not chosen by `relevance` where that was left out and something was cut."""
+    asked = query.text if query is not None else None
+    was_cut = bool(refined.dropped) or any(passage.cut for passage in refined.passages)
+    return replace(refined, note=UNREAD) if was_cut and relevance is not None and not is_read(asked) else refined
+
+
+def is_read(text: str | None) -> bool:
+    """Whether vectors of an English model judge a query; those of others would only disturb lexical overlap."""
+    return text is None or english(text)
+
+
 def by_relevance(query: Query | None, relevance: Relevance | None = None, floor: float = FLOOR) -> Planner:
     """A plan of units by priority, without duplicates and without passages below the floor.
 
     Args:
-        relevance: None for lexical overlap alone, which has no floor.
+        relevance: None for lexical overlap alone, which has no floor. It is not asked about a query in another language
+            than English.
         floor: on the scale of `relevance`.
     """
     text = query.text if query is not None else None
+    relevance = relevance if is_read(text) else None
 
     def plan(evidence: Evidence) -> Plan:
         chosen = _coarse(text, evidence)
@@ -144,14 +164,14 @@ def _priorities(
     if not query:
         return scores - _standard(np.array([part.unit for part in parts], float)), set()
     texts = [hit.item.text for hit in evidence.hits]
-    own = _standard(bm25(query, [evidence.text(part) for part in parts]))
-    passage = _standard(bm25(query, texts)[of])
+    judged = np.array([not across(query, text) for text in texts], bool)
+    own = _standard(bm25(query, [evidence.text(part) for part in parts]), judged[of])
+    passage = _standard(bm25(query, texts)[of], judged[of])
     shown = np.array([not evidence.text(part) for part in parts], bool)
     below: set[int] = set()
     if relevance is not None:
         by_part, by_hit = _scored(query, evidence, dict.fromkeys(of.tolist()), relevance)
         best = _best(by_part, of, len(texts))
-        judged = np.array([not across(query, text) for text in texts], bool)
         below = {n for n in set(of[~shown].tolist()) if best[n] < floor and judged[n]}
         own = _standard(by_part, judged[of]) + LEXICAL * own
         passage = _standard(by_hit[of], judged[of]) + LEXICAL * passage

@@ -144,7 +144,7 @@ def test_archives_are_named_and_not_opened(tmp_path: Path) -> None:
         (b"a.txt".ljust(257, b"\0") + b"ustar\x0000" + bytes(300), "tar"),
     ):
         error = refused(tmp_path, "a.docx", content)
-        assert f"archive ({name})" in error.message and "Unpack" in error.hint
+        assert f"archive ({name})" in error.message and "npack" in error.hint
     odf = zipped({"mimetype": "application/vnd.oasis.opendocument.text", "content.xml": "<a/>"})
     assert "OpenDocument" in refused(tmp_path, "a.odt", odf).message
     old = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600)

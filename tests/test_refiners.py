@@ -506,3 +506,13 @@ def test_cancellation_reaches_the_language_model(tiny: LLMLingua) -> None:
     event.set()
     with reporting(cancelled=event), pytest.raises(Cancelled):
         tiny.refine(QUERY, hits([BERLIN, PARIS]), Budget(70))
+
+
+def test_a_query_that_the_encoder_does_not_read_is_answered_by_shared_words() -> None:
+    refiner = Extractive(Overlap(), floor=0.9)
+    given_hits = hits([CHINESE, CHINESE.replace("柏林", "巴黎")])
+    found = refiner.refine(Query("柏林的酒店每晚多少钱？"), given_hits, Budget(50))
+    assert found.note is not None and "not in English" in found.note
+    assert "酒店每晚" in found.passages[0].text
+    assert refiner.refine(Query("柏林的酒店每晚多少钱？"), given_hits, Budget(5000)).note is None
+    assert refiner.refine(QUERY, hits([BERLIN, PARIS]), Budget(30)).note is None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ...errors import MissingWeights
 from ..base import Refiner
 from ..fit import fit, head
-from ..relevance import FLOOR, by_relevance, relevance_of
+from ..relevance import FLOOR, by_relevance, relevance_of, told
 
 if TYPE_CHECKING:
     from ...manifests.registry import Card
@@ -50,4 +50,5 @@ class Extractive(Refiner):
 
     def refine(self, query: Query | None, hits: Sequence[Hit], budget: Budget) -> Refined:
         """See `Refiner`."""
-        return fit(hits, budget, by_relevance(query, self.relevance, self.floor), head)
+        found = fit(hits, budget, by_relevance(query, self.relevance, self.floor), head)
+        return told(found, query, self.relevance)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import MissingWeights
 from ..base import Refiner
 from ..fit import Words, fit, head
-from ..relevance import FLOOR, by_relevance, relevance_of
+from ..relevance import FLOOR, by_relevance, relevance_of, told
 from ._pruning import MODES, Verdict, WholeContext, divided, one_of, verdicts
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ class LLMLingua(Refiner):
         if self.reach == "all":
             whole = WholeContext(self._compressor, self._by_perplexity, self.mode)
             return fit(hits, budget, whole.plan, whole.tail)
-        return fit(hits, budget, by_relevance(query, self.relevance, self.floor), self._edge)
+        found = fit(hits, budget, by_relevance(query, self.relevance, self.floor), self._edge)
+        return told(found, query, self.relevance)
 
     def _by_perplexity(self, texts: Sequence[str]) -> list[int]:
         return by_perplexity(self._compressor, texts)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 RERANKER = "triptych_reranker"
 SIMILAR = 0.25
 """Weight of the similarity (a cosine) next to the mean probability; 0.1 to 0.5 did alike on held-out questions."""
-NOTE = "The query is not in English, which the pruner reads: whole sentences were chosen as `extractive` does."
+NOTE = "The query is not in English, which the pruner reads: sentences were chosen by the words they share with it."
 
 
 class _Parts(Parts, Protocol):
