@@ -26,6 +26,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
         assert spec is not None
         assert spec.loader is not None
         made = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, made)  # dataclasses look their module up
         spec.loader.exec_module(made)
         return made
 
