@@ -73,8 +73,9 @@ class Bar:
         return f"at most {self.most:,g}" if self.most is not None else f"at least {self.least:,g}"
 
 
-LATENCY, PROTOCOL = "bench_latency", "bench_protocol"
+LATENCY, PROTOCOL, PRUNING = "bench_latency", "bench_protocol", "bench_pruning"
 AS_SHIPPED = {"precision": "auto"}
+EXACT, FAST = {"mode": "exact", **AS_SHIPPED}, {"mode": "fast", **AS_SHIPPED}
 
 BARS = (
     Bar("a warm `retrieve`, p50, ms", LATENCY, "total_ms_p50", most=3000, settings=AS_SHIPPED),
@@ -84,6 +85,18 @@ BARS = (
         settings={"era": "legacy"}),
     Bar("handshake, times a bare server's, current clients", PROTOCOL, "handshake_ratio", most=1.3,
         settings={"era": "auto"}),
+    Bar("pruning `exact`, times the stock package, 2,000 tokens", PRUNING, "lm_speedup_vs_stock", least=2,
+        settings={**EXACT, "tokens": 2000}),
+    Bar("pruning `exact`, times the stock package, 8,000 tokens", PRUNING, "lm_speedup_vs_stock", least=2,
+        settings={**EXACT, "tokens": 8000}),
+    Bar("pruning `fast`, times the stock package, 2,000 tokens", PRUNING, "lm_speedup_vs_stock", least=4,
+        settings={**FAST, "tokens": 2000}),
+    Bar("pruning `fast`, words shared with `exact`, 2,000 tokens", PRUNING, "word_overlap_with_exact", least=0.95,
+        settings={**FAST, "tokens": 2000}),
+    Bar("pruning `exact`, MB above the model, 8,000 tokens", PRUNING, "above_model_mb", most=1500,
+        settings={**EXACT, "tokens": 8000}),
+    Bar("the pruner's network, times the stock package", PRUNING, "clf_speedup_vs_stock", least=50,
+        settings={"mode": "read"}),
 )  # fmt: skip
 """With weights and without, where both were measured."""
 
@@ -131,6 +144,14 @@ VIEWS = {
         View("Share of the results above the budget", ("over_budget",), across=compression_tables.ALLOWED),
         View("Milliseconds a question (p50)", ("ms_p50",), across=compression_tables.ALLOWED),
         View("Our build of `llmlingua` for transformers 5, texts identical to the stock one's", ("jobs", "identical")),
+    ),
+    "bench_pruning": (
+        View(
+            "Pruning half of a text: the stock package, ours, and the network of our own",
+            ("seconds", "lm_speedup_vs_stock", "clf_speedup_vs_stock", "word_overlap_with_exact", "identical_to_stock",
+             "above_model_mb"),
+        ),
+        View("A warm `compress` of 2,000 tokens to half, milliseconds", ("compress_ms_p50", "compress_ms_p95")),
     ),
     "bench_growth": (
         View("Cost by the size of the library", ("index_s", "ms_p50", "retrieve_ms_p50", "disk_mb", "peak_rss_mb")),
