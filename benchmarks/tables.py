@@ -86,17 +86,17 @@ BARS = (
     Bar("handshake, times a bare server's, current clients", PROTOCOL, "handshake_ratio", most=1.3,
         settings={"era": "auto"}),
     Bar("pruning `exact`, times the stock package, 2,000 tokens", PRUNING, "lm_speedup_vs_stock", least=2,
-        settings={**EXACT, "tokens": 2000}),
+        settings={**EXACT, "tokens": 2000}, system="llmlingua"),
     Bar("pruning `exact`, times the stock package, 8,000 tokens", PRUNING, "lm_speedup_vs_stock", least=2,
-        settings={**EXACT, "tokens": 8000}),
+        settings={**EXACT, "tokens": 8000}, system="llmlingua"),
     Bar("pruning `fast`, times the stock package, 2,000 tokens", PRUNING, "lm_speedup_vs_stock", least=4,
-        settings={**FAST, "tokens": 2000}),
+        settings={**FAST, "tokens": 2000}, system="llmlingua"),
     Bar("pruning `fast`, words shared with `exact`, 2,000 tokens", PRUNING, "word_overlap_with_exact", least=0.95,
-        settings={**FAST, "tokens": 2000}),
+        settings={**FAST, "tokens": 2000}, system="llmlingua"),
     Bar("pruning `exact`, MB above the model, 8,000 tokens", PRUNING, "above_model_mb", most=1500,
-        settings={**EXACT, "tokens": 8000}),
+        settings={**EXACT, "tokens": 8000}, system="llmlingua"),
     Bar("the pruner's network, times the stock package", PRUNING, "clf_speedup_vs_stock", least=50,
-        settings={"mode": "read"}),
+        settings={"mode": "read"}, system="triptych_pruner"),
 )  # fmt: skip
 """With weights and without, where both were measured."""
 
