@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import date, datetime, time, timedelta
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_HALF_UP, Context, Decimal
 from functools import lru_cache
 
 _LITERAL = r'"[^"]*"|\\.|\[[^\]]*\]|[_*].'
@@ -20,6 +20,8 @@ _MOMENT = re.compile(rf"(?P<literal>{_LITERAL})|(?P<field>AM/PM|A/P|y+|m+|d+|h+|
 _SYSTEM_DATE = re.compile(r"mm-dd-yy|m/d/yy(?: h:mm)?|\[\$-F[48]00\].*", re.IGNORECASE)
 _DIGITS = 15  # what a cell keeps of a number
 _LARGEST_EXPONENT = 40
+_EXACTLY = Context(prec=4 * _LARGEST_EXPONENT)
+"""Room for every number that is shown; with the usual 28 digits, larger ones cannot be rounded."""
 
 
 def shown(value: object, code: str) -> str:
@@ -105,7 +107,7 @@ def _rounded(value: float, places: str, percent: int) -> str | None:
     exact = Decimal(_plain(value))
     if not exact.is_finite() or abs(exact.adjusted()) > _LARGEST_EXPONENT or len(fraction) > _LARGEST_EXPONENT:
         return None
-    rounded = exact.scaleb(scale).quantize(Decimal(1).scaleb(-len(fraction)), ROUND_HALF_UP)
+    rounded = exact.scaleb(scale, _EXACTLY).quantize(Decimal(1).scaleb(-len(fraction)), ROUND_HALF_UP, _EXACTLY)
     number, _, decimals = f"{abs(rounded):f}".partition(".")
     number = number.lstrip("0").rjust(whole.count("0"), "0")
     if "," in whole:
