@@ -123,9 +123,7 @@ def by_relevance(query: Query | None, relevance: Relevance | None = None, floor:
         of = np.repeat(chosen, [len(evidence.units(n)) for n in chosen]).astype(int)
         parts = [Part(n, unit) for n in chosen for unit in range(len(evidence.units(n)))]
         priority, below = _priorities(text, evidence, parts, of, relevance, floor)
-        blank = (n for n, hit in enumerate(evidence.hits) if not hit.item.text.strip() and hit.item.media is None)
-        reasons = dict.fromkeys(blank, "empty")
-        reasons |= dict.fromkeys(below, "below floor")
+        reasons = blank(evidence) | dict.fromkeys(below, "below floor")
         ordered = [parts[n] for n in np.lexsort((np.arange(len(parts)), -priority)) if parts[n].hit not in below]
         kept = _distinct(evidence, ordered)
         repeated = {part.hit for part in ordered} - {part.hit for part in kept}
@@ -133,6 +131,12 @@ def by_relevance(query: Query | None, relevance: Relevance | None = None, floor:
         return Plan(tuple(kept), reasons | dict.fromkeys(repeated, "duplicate"), doubles)
 
     return plan
+
+
+def blank(evidence: Evidence) -> dict[int, str]:
+    """Why hits that hold nothing leave nothing."""
+    empty = (n for n, hit in enumerate(evidence.hits) if not hit.item.text.strip() and hit.item.media is None)
+    return dict.fromkeys(empty, "empty")
 
 
 def _coarse(query: str | None, evidence: Evidence) -> list[int]:

@@ -28,8 +28,8 @@ from ...rerankers._given import given_folder
 from ...retrievers.loading import dtype, encodable, quiet
 from ..base import Refiner
 from ..fit import Plan, fit, head
-from ..relevance import by_relevance
-from ._coarse import blank, parts_read
+from ..relevance import blank, by_relevance
+from ._coarse import parts_read
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -31,9 +31,10 @@ from ...retrievers.loading import batches, dtype, encodable, quiet
 from ..base import Refiner
 from ..fit import Plan, Words, fit
 from ..protected import protected
+from ..relevance import blank
 from ..tokens import count
 from ..units import words
-from ._coarse import blank, parts_read
+from ._coarse import parts_read
 
 if TYPE_CHECKING:
     from pathlib import Path

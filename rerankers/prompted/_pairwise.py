@@ -19,7 +19,7 @@ from ...retrievers.base import Hit
 from ...retrievers.lm import LM, require
 from ...retrievers.searchable import searchable_text
 from .._pointwise import as_data
-from ..base import Limits, Ranking
+from ..base import Cost, Limits, Ranking
 from ._listwise import CHARACTERS_PER_TOKEN, asked, depth_of, finite
 
 if TYPE_CHECKING:
@@ -150,10 +150,12 @@ def mode_of(lm: LM, wanted: Mode | None) -> Mode:
 
 
 def rank(
+    lm: LM,
+    mode: Mode,
     query: Query,
     hits: Sequence[Hit],
     limits: Limits | None,
-    compare: Callable[[str, Sequence[Item]], Pairs],
+    estimate: Callable[[int], Cost],
     order: Callable[[Pairs], Placed],
 ) -> Ranking:
     """`hits` in the order that `order` makes of their comparisons; those below the depth limit follow behind.
@@ -161,7 +163,7 @@ def rank(
     Without a single answer that prefers a passage they come back as they are, incomplete, with the reason.
 
     Args:
-        compare: the comparisons of passages for a query's text.
+        estimate: what ranking so many passages costs at most.
         order: asks pairs, and places all of `pairs.n` passages.
 
     Raises:
@@ -174,7 +176,7 @@ def rank(
     reasons = [reason] if reason and len(hits) > 1 else []
     if len(hits) < 2 or depth < 2:
         return Ranking(tuple(hits), complete=not reasons, reason="; ".join(reasons) or None)
-    pairs = compare(text, [hit.item for hit in hits[:depth]])
+    pairs = Pairs(lm, mode, text, [hit.item for hit in hits[:depth]], limits, estimate(depth).calls)
     placed = order(pairs)
     reasons += [pairs.reason] if pairs.reason else []
     if not pairs.decided:

@@ -20,7 +20,7 @@ from ._pairwise import Mode, Pairs, Placed, Spent
 
 if TYPE_CHECKING:
     from ...manifests.registry import Card
-    from ...retrievers.base import Hit, Item, Query
+    from ...retrievers.base import Hit, Query
     from ...retrievers.lm import LM
     from ...retrievers.parts import Parts
 
@@ -63,11 +63,7 @@ class PRPAllPair(Reranker):
             BadInput: a score that came in is not a number, or a limit is negative.
             Unsupported: a query without text.
         """
-
-        def compare(text: str, items: Sequence[Item]) -> Pairs:
-            return Pairs(self._lm, self._mode, text, items, limits, self.estimate(len(items)).calls)
-
-        return _pairwise.rank(query, hits, limits, compare, self._order)
+        return _pairwise.rank(self._lm, self._mode, query, hits, limits, self.estimate, self._order)
 
     def estimate(self, n: int) -> Cost:
         """N(N - 1) calls of about 400 tokens."""

@@ -29,7 +29,7 @@ from ._pairwise import Pairs, Placed, Spent
 
 if TYPE_CHECKING:
     from ...manifests.registry import Card
-    from ...retrievers.base import Hit, Item, Query
+    from ...retrievers.base import Hit, Query
     from ...retrievers.parts import Parts
 
 ROUNDS = 10
@@ -90,15 +90,12 @@ class PRPGraph(Reranker):
             Unsupported: a query without text.
         """
 
-        def compare(text: str, items: Sequence[Item]) -> Pairs:
-            return Pairs(self._lm, "score", text, items, limits, self.estimate(len(items)).calls)
-
         def order(pairs: Pairs) -> Placed:
             with suppress(Spent):
                 tournament(pairs, self._rounds)
             return _pairwise.by_score(self._scores(edges(pairs), [hit.score for hit in hits[: pairs.n]]))
 
-        return _pairwise.rank(query, hits, limits, compare, order)
+        return _pairwise.rank(self._lm, "score", query, hits, limits, self.estimate, order)
 
     def estimate(self, n: int) -> Cost:
         """At most N R / 2 pairs, two calls each; a passage that has met all who are still free waits for a round."""

@@ -21,7 +21,7 @@ from ._pairwise import Mode, Pairs, Placed, Spent
 
 if TYPE_CHECKING:
     from ...manifests.registry import Card
-    from ...retrievers.base import Hit, Item, Query
+    from ...retrievers.base import Hit, Query
     from ...retrievers.lm import LM
     from ...retrievers.parts import Parts
 
@@ -70,16 +70,13 @@ class PRPSliding(Reranker):
         """
         limited = limits is not None and (limits.calls is not None or limits.seconds is not None)
 
-        def compare(text: str, items: Sequence[Item]) -> Pairs:
-            return Pairs(self._lm, self._mode, text, items, limits, self.estimate(len(items)).calls)
-
         def order(pairs: Pairs) -> Placed:
             found = list(range(pairs.n))
             with suppress(Spent):
                 slide(found, pairs, self._passes, 1 if limited else self._passes)
             return _pairwise.by_place(found)
 
-        return _pairwise.rank(query, hits, limits, compare, order)
+        return _pairwise.rank(self._lm, self._mode, query, hits, limits, self.estimate, order)
 
     def estimate(self, n: int) -> Cost:
         """At most `2(N - 1) + 2(N - 2) + ...`, K terms: that many for a list that stands upside down."""

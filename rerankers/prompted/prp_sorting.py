@@ -21,7 +21,7 @@ from ._pairwise import Mode, Pairs, Placed, Spent
 
 if TYPE_CHECKING:
     from ...manifests.registry import Card
-    from ...retrievers.base import Hit, Item, Query
+    from ...retrievers.base import Hit, Query
     from ...retrievers.lm import LM
     from ...retrievers.parts import Parts
 
@@ -66,11 +66,7 @@ class PRPSorting(Reranker):
             BadInput: a score that came in is not a number, or a limit is negative.
             Unsupported: a query without text.
         """
-
-        def compare(text: str, items: Sequence[Item]) -> Pairs:
-            return Pairs(self._lm, self._mode, text, items, limits, self.estimate(len(items)).calls)
-
-        return _pairwise.rank(query, hits, limits, compare, self._order)
+        return _pairwise.rank(self._lm, self._mode, query, hits, limits, self.estimate, self._order)
 
     def estimate(self, n: int) -> Cost:
         """At most `2n` comparisons for the heap and `2 log2 n` for each sorted place; most lists need about half."""
