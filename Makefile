@@ -1,4 +1,5 @@
 # make demo | test | test-milvus | check | dist | bench | prove | results | weights | clean
+# make manifests | mcpb | check-clients | check-ci-clients
 # PYTHON picks the interpreter that makes .venv; TRIPTYCH_HOME is where weights and libraries of this checkout live.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ export MYPYPATH := .types
 MILVUS_VERSION := 2.3.5
 export MILVUS_ENV ?= $(CURDIR)/.cache/milvus-$(MILVUS_VERSION)
 
-.PHONY: demo test test-milvus check dist bench prove results weights clean
+.PHONY: demo test test-milvus check dist bench prove results weights clean manifests mcpb check-clients check-ci-clients
 
 demo: $(VENV)/.installed-mcp,office,audio,video
 	$(PULL)
@@ -40,6 +41,23 @@ dist: $(VENV)/.installed-test,check
 	$(PY) .ci/export.py build/export
 	$(PY) -m pip wheel --no-deps --no-build-isolation --wheel-dir dist build/export
 	rm -rf build/export
+
+# What assistants, registries and stores read, from manifests/clients.toml, the version and the tools.
+manifests: $(VENV)/.installed-test,check
+	$(PY) .ci/manifests.py write
+
+# The Claude Desktop bundle, with the wheel in it.
+mcpb: dist
+	$(PY) .ci/manifests.py bundle $$(ls dist/triptych-*.whl) dist/triptych.mcpb
+
+# Other people's clients and validators, each in an environment of its own under CLIENTS_ENV.
+check-clients: $(VENV)/.installed-test,check
+	$(PULL)
+	$(PY) tests/clients/check.py all
+
+check-ci-clients: $(VENV)/.installed-test,check
+	$(PULL)
+	$(PY) tests/clients/check.py ci
 
 weights: $(VENV)/.installed-mcp
 	$(PULL)

@@ -11,15 +11,17 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from .. import __version__
-from ..errors import BadInput, Cancelled, Forbidden, MissingExtra, TriptychError
+from ..errors import BadInput, Cancelled, Forbidden, TriptychError
 from .command import filtered, output_of, register
+from .connect import connecting
 from .evaluate import evaluation
 from .output import Output, ReaderGone, Stdout
+from .serving import serving
 from .upkeep import upkeep
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def cli() -> None:
 
 
 cli.add_command(evaluation)
-for part in upkeep.commands.values():
+for part in (*upkeep.commands.values(), *connecting.commands.values(), *serving.commands.values()):
     cli.add_command(part)
 command = functools.partial(register, cli)
 
@@ -64,6 +66,7 @@ ids_option = click.option("--ids", multiple=True, metavar="A,B,C", help="Passage
 protect_option = click.option(
     "--protect", multiple=True, metavar="REGEX", help="Never tear what this matches; can be repeated."
 )
+strict_option = click.option("--strict", is_flag=True, help="Fail where the reranker's language model fails.")
 quality_option = click.option("--quality", type=click.Choice(["default", "high"]), help="high: better and slower.")
 
 
@@ -73,6 +76,7 @@ quality_option = click.option("--quality", type=click.Choice(["default", "high"]
 @click.option("-k", "--k", type=int, help="Most passages.")
 @protect_option
 @quality_option
+@strict_option
 @filtered
 def retrieve(
     run: Run,
@@ -81,12 +85,13 @@ def retrieve(
     k: int | None,
     protect: tuple[str, ...],
     quality: str | None,
+    strict: bool,
     where: Where | None,
 ) -> None:
     """Search, rerank and compress: evidence for QUERY inside a token budget."""
     from . import render
 
-    with run.out.working(), run.open(quality=quality) as library:
+    with run.out.working(), run.open(quality=quality, rerank_strict=strict or None) as library:
         result = library.retrieve(query, max_tokens, k=k, where=where, protect=protect)
     run.show(result, render.evidence)
 
@@ -111,7 +116,8 @@ def search(run: Run, query: str | None, k: int, like: str | None, where: Where |
 @click.argument("file", required=False)
 @ids_option
 @click.option("--reranker", metavar="ID", help="A system id (see `triptych systems`).")
-def rerank(run: Run, query: str, file: str | None, ids: tuple[str, ...], reranker: str | None) -> None:
+@strict_option
+def rerank(run: Run, query: str, file: str | None, ids: tuple[str, ...], reranker: str | None, strict: bool) -> None:
     """Put passages into a better order for QUERY.
 
     They come from --ids, or from FILE (- for stdin) as JSON lines {"id"?, "text", "uri"?}.
@@ -120,7 +126,7 @@ def rerank(run: Run, query: str, file: str | None, ids: tuple[str, ...], reranke
 
     with run.out.working():
         given = _candidates(file, ids)
-        with run.open() as library:
+        with run.open(rerank_strict=strict or None) as library:
             result = library.rerank(query, given, reranker=reranker)
     run.show(result, render.ranked)
 
@@ -285,30 +291,6 @@ def doctor(run: Run, deep: bool) -> int:
     data = {"healthy": found.healthy, "checks": [asdict(check) for check in found.checks]}
     run.out.show(data, lambda to: render.report(to, found))
     return 0 if found.healthy else 3
-
-
-@command("mcp", library=False)
-@click.option("--root", "roots", multiple=True, metavar="DIR", help="Folder to serve; indexed in the background.")
-@click.option("--library", help="Library to serve (default: the one of the roots, else `default`).")
-@click.option("--allow-write", is_flag=True, help="Offer the tools `index` and `delete`.")
-@click.option("--transport", type=click.Choice(["stdio", "http"]), default="stdio", show_default=True)
-@click.option("--host", default="127.0.0.1", show_default=True, help="For http; only this machine is allowed.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="For http.")
-@click.option("--toolset", type=click.Choice(["full", "chatgpt", "minimal"]), default="full", show_default=True)
-@click.option("--llm-rerank", is_flag=True, help="Offer `llm_rerank`, which asks the client's model (MCP sampling).")
-@click.option("--no-index", is_flag=True, help="Do not index the roots at start.")
-@click.option("--pull", is_flag=True, help="Download missing model weights first.")
-@quality_option
-def mcp(run: Run, library: str | None, quality: str | None, **options: Any) -> None:
-    """Serve the tools to an assistant over the Model Context Protocol."""
-    run.out.stdout.reserve()
-    try:
-        from . import serve
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("mcp", "mcp_types"):
-            raise
-        raise MissingExtra("The package `mcp` is not installed.", "Run `pip install 'triptych[mcp]'`.") from None
-    serve.serve(run.settings(quality=quality), serve.Plan(library=library, **options), run.out.stdout)
 
 
 @command("demo", library=False)

@@ -1,0 +1,162 @@
+"""Other people's clients and validators against this server: python tests/clients/check.py ci | all | NAME…
+
+Each runs in an environment of its own; one that cannot be installed fails. The last line counts what passed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import agents
+import plan as plans
+from environments import HERE, Failed, bundled_claude, node, npm, python
+from plan import Plan, judge
+from programs import run, served
+
+ROOT = HERE.parents[1]
+MANIFESTS = ROOT / "manifests" / "clients"
+
+
+def scripted(name: str, *, shortened: bool = False) -> Callable[[Plan, Path], None]:
+    """The check that runs `use_NAME.py` in the environment NAME and judges its report."""
+
+    def check(plan: Plan, folder: Path) -> None:
+        asked, report = folder / "plan.json", folder / f"{name}.json"
+        asked.write_text(plan.json(), "utf-8")
+        run([python(name), HERE / f"use_{name}.py", asked, report])
+        judge(json.loads(report.read_text("utf-8")), shortened=shortened)
+
+    return check
+
+
+def inspector(plan: Plan, folder: Path) -> None:
+    """MCP Inspector on its command line: the strict lint over stdio, every call over HTTP, one in the new era."""
+    config = folder / "mcp.json"
+    config.write_text(json.dumps({"mcpServers": {"triptych": {"command": plan.command, "args": plan.args}}}))
+    lint = [node(), npm("npm") / ".bin" / "mcp-inspector", "--cli", "--config", config, "--server", "triptych"]
+    listed = json.loads(run([*lint, "--method", "tools/list", "--strict", "--format", "json"]))
+    with served([plan.command, *plan.args, "--transport", "http", "--port", "{port}"], folder) as address:
+        _inspected(
+            plan, listed, [node(), npm("npm") / ".bin" / "mcp-inspector", "--cli", address, "--transport", "http"]
+        )
+
+
+def _inspected(plan: Plan, listed: dict[str, object], program: list[str | Path]) -> None:
+    def call(name: str, *, ok: int = 0, era: str = "legacy") -> dict[str, object]:
+        given = plan.calls[name]
+        tool = ["--tool-name", given["tool"], "--tool-args-json", json.dumps(given["arguments"])]
+        method = ["--method", "tools/call", *tool, "--format", "json", "--protocol-era", era]
+        found = json.loads(run([*program, *method], ok=ok))
+        return dict(found.get("result", found))
+
+    while plan.loading in _texts(call("retrieve")):
+        time.sleep(1)
+    texts = {name: call(name) for name in ("retrieve", "long", "view")}
+    texts["error"] = call("error", ok=5)
+    report = {name: _texts(result) for name, result in texts.items()}
+    images = [block["data"] for block in texts["view"]["content"] if block["type"] == "image"]  # type: ignore[attr-defined]
+    tools = [tool["name"] for tool in dict(listed.get("result", listed))["tools"]]
+    judge({"tools": tools, "images": images, **report})
+    modern = call("retrieve", era="modern")
+    if modern.get("structuredContent") != json.loads(_texts(modern)):
+        raise Failed("the text block is not the structured result")
+
+
+def _texts(result: dict[str, object]) -> str:
+    return "\n".join(block["text"] for block in result["content"] if block["type"] == "text")  # type: ignore[attr-defined]
+
+
+def mcpb(plan: Plan, folder: Path) -> None:
+    """The vendor's validator of the Claude Desktop bundle's manifest, beside its icon."""
+    for name in ("manifest.json", "pyproject.toml"):
+        (folder / name).write_bytes((MANIFESTS / "mcpb" / name).read_bytes())
+    (folder / "icon.png").write_bytes((MANIFESTS / "icon.png").read_bytes())
+    run([node(), npm("npm") / ".bin" / "mcpb", "validate", folder])
+
+
+def claude_plugin(plan: Plan, folder: Path) -> None:
+    """The vendor's validator of the marketplace and of the plugin, with the checks of the plugin directory."""
+    program, env = bundled_claude(), agents.surroundings(folder, DISABLE_TELEMETRY="1", DISABLE_AUTOUPDATER="1")
+    market = MANIFESTS / "claude_plugin"
+    run([program, "plugin", "validate", market, "--strict"], env=env)
+    run([program, "plugin", "validate", market / "plugins" / "triptych", "--strict", "--profile", "directory"], env=env)
+
+
+def gemini_extension(plan: Plan, folder: Path) -> None:
+    """The vendor's validator of the Gemini extension."""
+    env = agents.surroundings(folder, GEMINI_CLI_TRUST_WORKSPACE="true")
+    run([node(), npm("npm_agents") / ".bin" / "gemini", "extensions", "validate", MANIFESTS / "gemini"], env=env)
+
+
+def codex_settings(plan: Plan, folder: Path) -> None:
+    """Codex reads the committed settings, and means by them what we do."""
+    env = agents.surroundings(folder)
+    (Path(env["CODEX_HOME"]) / "config.toml").write_bytes((MANIFESTS / "codex.toml").read_bytes())
+    found = json.loads(run([node(), npm("npm_agents") / ".bin" / "codex", "mcp", "get", "triptych", "--json"], env=env))
+    started = found["transport"]
+    if started["command"] != "triptych" or started["args"][:2] != ["mcp", "--root"]:
+        raise Failed(f"Codex read {started}")
+
+
+def conformance(plan: Plan, folder: Path) -> None:
+    """The official suite at both revisions; what it may find wrong stands in `conformance_*.yml`, with the reasons."""
+    program = [node(), npm("npm") / ".bin" / "conformance", "server"]
+    with served([sys.executable, str(HERE / "conformance_server.py"), "{port}"], folder) as address:
+        for year, chosen in {
+            "2026": ["--requirements", "2026-07-28"],
+            "2025": ["--suite", "all", "--spec-version", "2025-11-25"],
+        }.items():
+            known = ["--expected-failures", HERE / f"conformance_{year}.yml"]
+            run([*program, "--url", address, *chosen, *known, "-o", folder / year])
+
+
+Check = Callable[[Plan, Path], None]
+CI: dict[str, Check] = {
+    "inspector": inspector,
+    "pydantic_ai": scripted("pydantic_ai"),
+    "conformance": conformance,
+}
+ALL: dict[str, Check] = {
+    **CI,
+    "mcpb": mcpb,
+    "claude_plugin": claude_plugin,
+    "gemini_extension": gemini_extension,
+    "codex_settings": codex_settings,
+    "openai_agents": scripted("openai_agents"),
+    "langchain_adapters": scripted("langchain_adapters"),
+    "smolagents": scripted("smolagents"),
+    "llama_index": scripted("llama_index"),
+    "claude_code": agents.claude_code,
+    "codex": agents.codex,
+    "gemini": agents.gemini,
+}
+
+
+def main(names: list[str]) -> int:
+    chosen = CI if names == ["ci"] else ALL if names == ["all"] else {name: ALL[name] for name in names}
+    failed = 0
+    with tempfile.TemporaryDirectory() as room:
+        (Path(room) / "library").mkdir()
+        plan = plans.made(Path(room) / "library", plans.weights_folder())
+        for name, check in chosen.items():
+            start = time.monotonic()
+            folder = Path(room) / name
+            folder.mkdir()
+            try:
+                check(plan, folder)
+                said = "passed"
+            except (Failed, OSError, KeyError, ValueError) as error:
+                failed += 1
+                said = f"FAILED: {error}"
+            print(f"{name:<20} {time.monotonic() - start:6.1f} s  {said}", flush=True)
+    print(f"{len(chosen) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
