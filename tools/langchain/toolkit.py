@@ -1,0 +1,147 @@
+"""The operations as LangChain tools: the MCP server's names, descriptions, schemas and text blocks."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from langchain_core.tools import BaseTool, ToolException
+from pydantic import Field, create_model
+
+from ...errors import BadInput, Cancelled, TriptychError
+from .. import answers, calls
+from ..arguments import (
+    Arguments,
+    CompressArguments,
+    FetchArguments,
+    InLibrary,
+    RerankArguments,
+    RetrieveArguments,
+    SearchArguments,
+    StatusArguments,
+    ViewArguments,
+    description,
+    parse,
+    schema,
+)
+from .libraries import Libraries
+from .runs import awaited, worked
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from langchain_core.callbacks import AsyncCallbackManagerForToolRun, CallbackManagerForToolRun
+    from langchain_core.runnables import RunnableConfig
+
+    from ...settings import Settings
+    from ..answers import Answer
+    from ..calls import Called
+    from ..library import Triptych
+
+SHOWN_PROBLEMS = 20
+"""How many unreadable files `status` names."""
+
+
+def _status(session: Triptych, given: StatusArguments) -> Called:
+    state = session.status()
+    more = len(state.problems) - SHOWN_PROBLEMS
+    note = answers.joined(state.note, f"{more} more files could not be read." if more > 0 else None)
+    shown = state.model_copy(update={"note": note, "problems": state.problems[:SHOWN_PROBLEMS]})
+    return calls.Called(answers.Answer(shown.model_dump(mode="json")), state)
+
+
+_TOOLS: dict[str, tuple[type[Arguments], Callable[[Any, Any], Called]]] = {
+    "retrieve": (RetrieveArguments, calls.retrieve),
+    "search": (SearchArguments, calls.search),
+    "fetch": (FetchArguments, calls.fetch),
+    "view": (ViewArguments, calls.view),
+    "rerank": (RerankArguments, calls.rerank),
+    "compress": (CompressArguments, calls.compress),
+    "status": (StatusArguments, _status),
+}
+
+
+class TriptychTool(BaseTool):
+    """One operation. Errors come back as text that says what to do, so that an agent can go on.
+
+    `view` answers with a text block and an image block, the others with text. The artifact is the whole result,
+    without the picture. A text instead of arguments is the first argument.
+    """
+
+    libraries: Any = Field(repr=False, exclude=True)
+    arguments: type[Arguments] = Field(repr=False, exclude=True)
+    call: Callable[..., Any] = Field(repr=False, exclude=True)
+    response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
+    handle_tool_error: Any = True
+
+    def get_input_schema(self, config: RunnableConfig | None = None) -> type[Arguments]:
+        """The arguments as a pydantic model. What language models get is `args_schema`."""
+        return create_model(self.arguments.__name__, __base__=(self.arguments, InLibrary), __doc__=self.description)
+
+    def _parse_input(self, tool_input: str | dict[str, Any], tool_call_id: str | None) -> str | dict[str, Any]:
+        return {next(iter(self.args)): tool_input} if isinstance(tool_input, str) else tool_input
+
+    def _run(self, /, *, run_manager: CallbackManagerForToolRun | None = None, **given: Any) -> tuple[Any, Any]:
+        return worked(lambda: self._answered(given), run_manager)
+
+    async def _arun(
+        self, /, *, run_manager: AsyncCallbackManagerForToolRun | None = None, **given: Any
+    ) -> tuple[Any, Any]:
+        return await awaited(lambda: self._answered(given), run_manager)
+
+    def _answered(self, given: dict[str, Any]) -> tuple[Any, Any]:
+        try:
+            named = parse(InLibrary, {"library": given.pop("library", None)}).library
+            arguments = parse(self.arguments, given)
+            called: Called = self.call(self.libraries(named), arguments)
+        except Cancelled:
+            raise
+        except TriptychError as error:
+            raise ToolException(str(error)) from error
+        return _content(called.answer), called.result.model_dump(mode="json", exclude={"image"})
+
+
+def triptych_tools(library: str | Path | Triptych = "default", names: Sequence[str] | None = None) -> list[BaseTool]:
+    """LangChain tools over one library, all sharing one session.
+
+    Args:
+        library: a library's name or folder, or an open `Triptych`. A call may name another: the argument `library`.
+        names: which of `retrieve`, `search`, `fetch`, `view`, `rerank`, `compress`, `status`; None for all, in this
+            order.
+    """
+    wanted = list(_TOOLS) if names is None else list(names)
+    for name in wanted:
+        if name not in _TOOLS:
+            raise BadInput(f"Unknown tool `{name}`.", f"Use: {', '.join(_TOOLS)}.")
+    libraries = Libraries(library)
+    return [_tool(name, libraries) for name in wanted]
+
+
+def _tool(name: str, libraries: Libraries) -> BaseTool:
+    arguments, call = _TOOLS[name]
+    return TriptychTool(
+        name=name,
+        description=description(arguments),
+        args_schema=_offered(arguments, libraries.settings),
+        arguments=arguments,
+        libraries=libraries,
+        call=call,
+    )
+
+
+def _offered(arguments: type[Arguments], settings: Settings) -> dict[str, Any]:
+    """JSON Schema of the arguments, with this installation's default and largest budget."""
+    made = schema(arguments)
+    properties = {**made["properties"], **schema(InLibrary)["properties"]}
+    if "max_tokens" in properties:
+        limits = {"maximum": settings.max_tokens_cap, "default": min(settings.max_tokens, settings.max_tokens_cap)}
+        properties["max_tokens"] = {**properties["max_tokens"], **limits}
+    return {**made, "properties": properties}
+
+
+def _content(answer: Answer) -> str | list[dict[str, Any]]:
+    if answer.image is None:
+        return answer.text
+    picture = {"type": "image", "base64": base64.b64encode(answer.image).decode(), "mime_type": answer.mime}
+    return [{"type": "text", "text": answer.text}, picture]
