@@ -8,15 +8,14 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Callable
-from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import anyio
-import anyio.from_thread
-import anyio.to_thread
+from mcp.server.auth.middleware.auth_context import get_access_token
 from mcp.server.caching import CacheHint
 from mcp.server.mcpserver import Context, MCPServer
+from mcp.shared.exceptions import MCPError
 from mcp_types import (
+    INVALID_REQUEST,
     CallToolResult,
     ContentBlock,
     ImageContent,
@@ -26,22 +25,34 @@ from mcp_types import (
     ToolAnnotations,
 )
 
-from .. import __version__, progress
-from ..errors import NotFound, TriptychError
+from .. import __version__
+from ..errors import BadInput, Forbidden, NotFound, TriptychError
 from .doors import INSTRUCTIONS, Door, doors
 from .jobs import Jobs
+from .limits import TooMany
+from .lines import TOO_LONG
 from .listwise import Question
+from .reading import Reading, protocol_error
 from .sampling import Unasked, reply
 from .service import Service
+from .threads import worked
+from .tokens import WRITE
 
 if TYPE_CHECKING:
     from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+    from mcp.server.lowlevel.helper_types import ReadResourceContents
+    from mcp_types import GetPromptResult, ListResourcesResult, PaginatedRequestParams, ResourceTemplate
+    from mcp_types import Prompt as ListedPrompt
+    from pydantic import AnyUrl
 
     from ..settings import Settings
+    from .limits import Rate
     from .roots import Roots
     from .service import Open
 
 WRITERS = ("index", "delete")
+COUNTED = ("tools/call", "resources/read", "resources/list", "prompts/get", "completion/complete")
+OVERLONG = BadInput("The message is longer than this server takes.", "Send less at once (`message_bytes`).")
 TOOLS_TTL_MS = 3_600_000
 Made = TypeVar("Made")
 
@@ -58,7 +69,7 @@ def build(
     jobs: Jobs | None = None,
     roots: Roots | None = None,
     on_ready: Callable[[], None] | None = None,
-) -> MCPServer[Any]:
+) -> App:
     """The server over the libraries that `sessions` opens.
 
     Args:
@@ -87,10 +98,34 @@ class App(MCPServer[Any]):
             instructions=INSTRUCTIONS,
             log_level="WARNING",
             cache_hints={"tools/list": CacheHint(ttl_ms=TOOLS_TTL_MS, scope="public")},
-            middleware=[_once_ready(on_ready)] if on_ready else (),
+            middleware=[_rated(service.limits.rate), *([_once_ready(on_ready)] if on_ready else ())],
         )
         self.service = service
         self._doors = {door.name: door for door in shown}
+        self._reading = Reading(service, frozenset(self._doors))
+        self.completion()(self._reading.completed)  # type: ignore[no-untyped-call]
+
+    async def list_resource_templates(self) -> list[ResourceTemplate]:
+        return self._reading.templates()
+
+    async def read_resource(
+        self, uri: AnyUrl | str, context: Context[Any, Any] | None = None
+    ) -> list[ReadResourceContents]:
+        return await self._reading.read(str(uri), context)
+
+    async def list_prompts(self) -> list[ListedPrompt]:
+        return self._reading.prompts()
+
+    async def get_prompt(
+        self, name: str, arguments: dict[str, Any] | None = None, context: Context[Any, Any] | None = None
+    ) -> GetPromptResult:
+        return await self._reading.prompt(name, arguments or {})
+
+    async def _handle_list_resources(
+        self, ctx: ServerRequestContext[Any, Any], params: PaginatedRequestParams | None
+    ) -> ListResourcesResult:
+        """In place of the base class' own, which knows no pages."""
+        return await self._reading.listed(params.cursor if params else None)
 
     async def list_tools(self) -> list[Tool]:
         return [_listed(door, self.service.settings) for door in self._doors.values()]
@@ -100,6 +135,7 @@ class App(MCPServer[Any]):
     ) -> CallToolResult | InputRequiredResult:
         try:
             door = self._door(name)
+            _check_scope(door)
         except TriptychError as error:
             return _failed(error)
         if door.asks:
@@ -130,60 +166,32 @@ class App(MCPServer[Any]):
     async def _on_thread(
         self, door: Door, task: Callable[[], Made], context: Context[Any, Any] | None
     ) -> Made | CallToolResult:
-        """What `task` makes, worked out on a thread; cancelling the call stops the work at its next step."""
-        cancelled = Event()
-        outbox, inbox = anyio.create_memory_object_stream[tuple[int, int | None, str]](1)
-
-        def on_step(done: int, total: int | None, what: str) -> None:
-            anyio.from_thread.run_sync(_offer, outbox, (done, total, what))
-
-        def work() -> Made | CallToolResult:
-            with progress.reporting(on_step if context else None, cancelled=cancelled):
-                return _outcome(door, task)
-
-        async with inbox, outbox, anyio.create_task_group() as group:
-            group.start_soon(_set_when_cancelled, cancelled)
-            if context:
-                group.start_soon(_forward, inbox, context)
-            result = await anyio.to_thread.run_sync(work)
-            group.cancel_scope.cancel()
-        return result
+        """What `task` makes, or an answer that says why not."""
+        try:
+            return await worked(task, context, self.service.limits.timeout_s)
+        except TriptychError as error:
+            return _failed(error)
+        except Exception:
+            log.exception("the tool `%s` failed", door.name)
+            return _failed(TriptychError(f"`{door.name}` failed inside the server.", "Its log on stderr says why."))
 
 
-def _outcome(door: Door, task: Callable[[], Made]) -> Made | CallToolResult:
-    try:
-        return task()
-    except TriptychError as error:
-        return _failed(error)
-    except Exception:
-        log.exception("the tool `%s` failed", door.name)
-        return _failed(TriptychError(f"`{door.name}` failed inside the server.", "Its log on stderr says why."))
+def _rated(rate: Rate) -> Any:
+    """Middleware that counts what a client asks; one that asks too often gets an answer that says so."""
 
+    async def middleware(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+        if ctx.method == TOO_LONG:
+            raise MCPError(code=INVALID_REQUEST, message=OVERLONG.message, data=OVERLONG.as_dict())
+        if ctx.method in COUNTED:
+            try:
+                rate.take(client_of(ctx))
+            except TooMany as error:
+                if ctx.method == "tools/call":
+                    return _failed(error)
+                raise protocol_error(error) from None
+        return await call_next(ctx)
 
-async def _set_when_cancelled(cancelled: Event) -> None:
-    try:
-        await anyio.sleep_forever()
-    finally:
-        cancelled.set()
-
-
-def _offer(outbox: Any, step: tuple[int, int | None, str]) -> None:
-    """Queue a step for the client unless the last one is still on its way: the latest matters, not each."""
-    try:
-        outbox.send_nowait(step)
-    except anyio.WouldBlock:
-        log.debug("progress step %s skipped", step)
-
-
-async def _forward(inbox: Any, context: Context[Any, Any]) -> None:
-    """Send steps on. The protocol wants numbers that only grow, so each kind of step goes on from the one before."""
-    base, last, current = 0, -1, None
-    async for done, total, what in inbox:
-        if what != current:
-            base, current = last + 1, what
-        if base + done > last:
-            last = base + done
-            await context.report_progress(last, None if total is None else base + total, what or None)
+    return middleware
 
 
 def _once_ready(on_ready: Callable[[], None]) -> Any:
@@ -197,6 +205,24 @@ def _once_ready(on_ready: Callable[[], None]) -> Any:
         return result
 
     return middleware
+
+
+def _check_scope(door: Door) -> None:
+    """Over HTTP a client's token says whether it may write."""
+    token = get_access_token()
+    if door.writes and token is not None and WRITE not in token.scopes:
+        raise Forbidden(
+            f"Your token may not call `{door.name}`.", "The server's operator can give it the scope `write`."
+        )
+
+
+def client_of(ctx: ServerRequestContext[Any, Any]) -> str:
+    """Who asks: the name on its token, else its address, else the one client at the other end of stdio."""
+    token = get_access_token()
+    if token is not None:
+        return f"token {token.client_id}"
+    peer = getattr(ctx.request, "client", None)
+    return f"address {peer.host}" if peer is not None else "stdio"
 
 
 def _listed(door: Door, settings: Settings) -> Tool:

@@ -86,20 +86,31 @@ def retrieval(
 @click.option("--rerank", "rerankers", multiple=True, metavar="ID", help="Can be repeated (default: the profile's).")
 @click.option("--top", type=int, default=100, show_default=True, help="How many of each query's candidates are read.")
 @click.option("--part", default="", help="A part of the data, such as `train`.")
+@click.option(
+    "--orders", default="given,reversed,shuffled", show_default=True, help="What is done to the run's order first."
+)
+@click.option(
+    "--resume", type=click.Path(path_type=Path), metavar="DIR", help="Keep every query done there, and go on from it."
+)
+@click.option("--minutes", type=float, metavar="N", help="Begin no query after N minutes; 0: show what is done so far.")
+@click.option("--name", default="", help="Added to the name of the result's file.")
 def rerank(
-    run: Run, data: Path, run_file: Path, rerankers: tuple[str, ...], top: int, part: str, limit: int | None,
-    seed: int, command: str,
+    run: Run, data: Path, run_file: Path, rerankers: tuple[str, ...], top: int, part: str, orders: str,
+    resume: Path | None, minutes: float | None, name: str, limit: int | None, seed: int, command: str,
 ) -> Result:  # fmt: skip
     """What rerankers make of a run: before, after, cost, and the same run reversed and shuffled."""
     from ..tools.evaluation import datasets, rerank
 
     if top < 1:
         raise BadInput(f"--top is `{top}`.", "Use at least 1.")
+    if minutes is not None and minutes < 0:
+        raise BadInput(f"--minutes is `{minutes:g}`.", "Use 0 or more.")
     collection = datasets.collection(data, part=part, limit=limit, seed=seed)
     candidates = datasets.run_file(run_file, collection)
     return rerank.evaluate(
         collection, candidates, run_file.stem, rerankers or (run.settings().reranker,), top=top,
-        settings=run.settings(), seed=seed, command=command,
+        settings=run.settings(), seed=seed, command=command, orders=[one.strip() for one in orders.split(",")],
+        resume=resume, minutes=minutes, name=name,
     )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def found(to: Console, result: SearchOut) -> None:
 def ranked(to: Console, result: RerankOut) -> None:
     """`rerank`."""
     _hits(to, result.hits)
-    reason = None if result.complete else f"Not complete: {result.reason}."
+    reason = f"{'' if result.complete else 'Not complete: '}{result.reason}." if result.reason else None
     _footer(to, result.ms, reason, f"reranker {result.reranker}, {result.calls} calls, {result.tokens:,} tokens")
 
 

@@ -27,8 +27,12 @@ from ..tools.arguments import (
     ViewArguments,
     parse,
 )
+from .limits import Limits, checked_arguments
 from .listwise import Question
+from .resources import small_enough
 from .roots import Roots
+from .spans import traced
+from .tallies import Tallies
 
 if TYPE_CHECKING:
     from ..settings import Settings
@@ -70,6 +74,8 @@ class Service:
         self.jobs = jobs
         self.roots = roots or Roots()
         self.wait_s = wait_s
+        self.limits = Limits(settings)
+        self.tallies = Tallies()
         self._turns = Semaphore(HEAVY_CALLS)
 
     def call(self, door: Door, given: Mapping[str, Any]) -> Answer:
@@ -78,6 +84,13 @@ class Service:
         Raises:
             TriptychError: whatever was wrong, in words for the caller.
         """
+        with self.limits.crowd.entered(), self.tallies.counted(door.name) as tally:
+            answer = traced(door.name, lambda: self._called(door, given))
+            tally.ms = answer.trace.get("ms", {})
+            self.limits.checked_text(answer.text)
+            return answer
+
+    def _called(self, door: Door, given: Mapping[str, Any]) -> Answer:
         session, arguments = self.opened(door, given)
         if not door.heavy:
             return door.answer(self, session, arguments)
@@ -90,6 +103,7 @@ class Service:
 
     def opened(self, door: Door, given: Mapping[str, Any]) -> tuple[Triptych, Any]:
         """The library that the raw arguments `given` name, and the door's own arguments."""
+        checked_arguments(given)
         own = dict(given)
         library = parse(InLibrary, {"library": own.pop("library", None)}).library if door.scoped else None
         arguments = parse(door.arguments, own)
@@ -115,7 +129,9 @@ class Service:
         return calls.fetch(session, given).answer
 
     def view(self, session: Triptych, given: ViewArguments) -> Answer:
-        return calls.view(session, given).answer
+        budget = calls.budget_of(session, given.max_tokens)
+        seen = small_enough(session, given.id, given.max_edge, budget, self.limits.image_bytes)
+        return answers.of_view(seen, budget, session.settings.tokenizer)
 
     def status(self, session: Triptych, given: StatusArguments) -> Answer:
         jobs = [job.as_dict() for job in self.jobs.list(session.name)]
@@ -124,7 +140,8 @@ class Service:
         hidden = f"{more} more files could not be read." if more > 0 else None
         note = answers.joined(state.note, self._unfinished(session), hidden)
         shown = {"jobs": jobs, "note": note, "problems": state.problems[:SHOWN_PROBLEMS]}
-        return Answer(state.model_copy(update=shown).model_dump(mode="json"))
+        data = state.model_copy(update=shown).model_dump(mode="json")
+        return Answer({**data, "server": self.tallies.as_dict()})
 
     def index(self, session: Triptych, given: IndexArguments) -> Answer:
         paths = [self.roots.inside(path) for path in given.paths]

@@ -23,12 +23,13 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "milvus: needs the server that `make test-milvus` installs")
+    config.addinivalue_line("markers", "ui: needs the browser that `make check-ui` drives")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `milvus` run only when they are asked for: `-m milvus`."""
+    """Tests marked `milvus` or `ui` run only when they are asked for: `-m milvus`, `-m ui`."""
     if not config.option.markexpr:
-        left_out = [item for item in items if item.get_closest_marker("milvus")]
+        left_out = [item for item in items if item.get_closest_marker("milvus") or item.get_closest_marker("ui")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 
