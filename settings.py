@@ -20,9 +20,11 @@ from .errors import BadInput
 QUALITIES = ("default", "high")
 _PATHS = ("home",)
 _FLAGS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_SWITCHES = ("archives", "rerank_strict")
 _INTEGERS = (
     *("max_tokens", "max_tokens_cap", "depth", "rerank_depth", "threads"),
-    *("lm_timeout", "lm_concurrency", "lm_rpm"),
+    *("lm_timeout", "lm_concurrency", "lm_rpm", "rerank_timeout"),
+    *("call_rate", "calls_at_once", "call_timeout", "message_bytes", "result_chars", "image_bytes"),
 )
 
 
@@ -34,7 +36,8 @@ class Settings:
         home: folder of `libraries/` and `weights/`.
         profile: the profile these settings came from.
         encoder, reranker, refiner: system ids (see `triptych systems`), `"none"` where a stage is off.
-        lm: the weights of the small language model that perplexity systems use.
+        lm: the weights of the small language model that perplexity systems use: their name, or the path of a gguf file
+            or of a folder of safetensors or gguf with a tokenizer; a folder beside the caller is `./FOLDER`.
         lm_endpoint: `""` for that one, else the address of an OpenAI-compatible endpoint (usually up to `/v1`) whose
             model `lm_model` the prompted systems use; its key stands in the environment, as `TRIPTYCH_LM_KEY`.
         lm_can: some of `generate, logprobs, logits, images`; `""`: the endpoint is asked once.
@@ -58,12 +61,23 @@ class Settings:
             `openai_patches`, `openai_mini`, `openai_nano`, `gemini` or `gemini_3` (see `tools.image_cost`).
         max_tokens, max_tokens_cap: default and largest budget of tools that return evidence.
         depth: how many hits are searched; the first `rerank_depth` of them are reranked.
+        rerank_strict: a reranker whose language model fails, or gives no usable verdict, is an error; otherwise the
+            best order so far stands, and a note says so.
+        rerank_timeout: seconds after which a reranker that asks an endpoint begins no further call, 0 for no limit;
+            what it had ordered by then stands.
         protect: regular expressions, one a line: what they match is never torn by compression, and reported where it
             is lost.
         quality: `"default"` keeps the latency bar, `"high"` takes the better and slower systems.
         precision: `"float32"`, `"bfloat16"`, `"int8"` (the text encoder; other models as in `"auto"`), or `"auto"`:
             each model in the fastest of these that it has and the processor computes in.
         threads: how many threads models compute with, 0 for torch's own choice.
+        call_rate: calls that one client of the MCP server may make in a minute, a tenth of them at once; 0 for no
+            limit.
+        calls_at_once: calls that the server takes in at the same time; one more is refused.
+        call_timeout: seconds after which a call is given up, 0 for none.
+        message_bytes: the longest message a client may send: a line on stdio, a body over HTTP.
+        result_chars: the longest text of one result.
+        image_bytes: the largest picture or sound in one result.
         archives: what is in archives (zip, tar, gzip, bzip2, xz) is indexed too; an archive that a library has opened
             once is opened again whatever this says.
     """
@@ -95,10 +109,18 @@ class Settings:
     max_tokens_cap: int = 20000
     depth: int = 50
     rerank_depth: int = 25
+    rerank_strict: bool = False
+    rerank_timeout: int = 60
     protect: str = ""
     quality: str = "default"
     precision: str = "auto"
     threads: int = 0
+    call_rate: int = 600
+    calls_at_once: int = 32
+    call_timeout: int = 120
+    message_bytes: int = 16_777_216
+    result_chars: int = 160_000
+    image_bytes: int = 1_000_000
     archives: bool = False
 
     @property
@@ -110,6 +132,12 @@ class Settings:
     def protected(self) -> tuple[str, ...]:
         """The patterns in `protect`."""
         return tuple(line.strip() for line in self.protect.splitlines() if line.strip())
+
+    @property
+    def lm_path(self) -> Path | None:
+        """What `lm` is the path of; None where it is the name of weights."""
+        is_path = any(mark in self.lm for mark in "/\\") or self.lm.endswith(".gguf")
+        return Path(self.lm).expanduser() if is_path else None
 
     @property
     def libraries(self) -> Path:
@@ -189,7 +217,7 @@ def _typed(name: str, value: Any) -> Any:
         raise BadInput(f"Unknown setting `{name}`.", f"Did you mean `{near[0]}`?" if near else "")
     if name in _PATHS:
         return Path(value)
-    if name == "archives":
+    if name in _SWITCHES:
         if str(value).lower() not in _FLAGS:
             raise BadInput(f"Setting `{name}` is `{value}`.", "It must be 1 or 0.")
         return _FLAGS[str(value).lower()]

@@ -173,7 +173,7 @@ def wanted_by(settings: Settings) -> tuple[str, ...]:
     """
     stages = {"retriever": settings.encoder, "reranker": settings.reranker, "refiner": settings.refiner}
     names = [name for role, stage in stages.items() if stage != "none" for name in registry.card(stage, role).weights]
-    if settings.lm != "none":
+    if settings.lm != "none" and settings.lm_path is None:
         names.append(model(settings.lm).name)
     if settings.speech != "none" and find_spec("av") is not None:
         names += [VOICE, model(settings.speech).name]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ..errors import BadInput, Unsupported
 from ..progress import step
 from ..retrievers.base import Hit, Item
 from ..retrievers.readers.base import clean
+from ._failing import Ended, Tokens, answered
 from .base import Limits, Ranking
 
 PRIOR_RANKS = 10
@@ -34,8 +36,10 @@ def rank(
 ) -> Ranking:
     """`hits` by their scores blended with the first stage's say, in first-stage order where these are equal.
 
-    Hits are read from the top, `at_once` in one go, until they end or a limit is reached; a time limit is looked at
-    before each go. What was not read follows behind in its old order, with the lowest score of what was.
+    Hits are read from the top, `at_once` in one go (one by one under a limit of tokens), until they end, a limit is
+    reached or the model's endpoint fails; limits of time and tokens are looked at before each go. What was not read
+    follows behind in its old order, with the lowest score of what was. Where nothing that was read can be judged, the
+    order is the first stage's, and the ranking is incomplete.
 
     Args:
         read: scores of items, in their order; one model call per item.
@@ -53,21 +57,41 @@ def rank(
         return Ranking(tuple(hits))
     limits = limits or Limits()
     depth, reason = _depth(len(hits), limits)
-    start = time.monotonic()
     found: list[Read] = []
-    for first in range(0, depth, at_once):
-        if limits.seconds is not None and time.monotonic() - start >= limits.seconds:
-            reason = f"{limits.seconds:g} s passed after {first} of {len(hits)} hits"
-            break
-        step(first, depth, "hits")
-        found += read([hit.item for hit in hits[first : min(first + at_once, depth)]])
+    failure = None
+    try:
+        for some in _read(hits, depth, limits, read, at_once if limits.tokens is None else 1):
+            found += some
+    except Ended as ended:
+        reason, failure = str(ended), ended.failure
+    if found and all(one.score is None for one in found):
+        reason = "; ".join(filter(None, [reason, f"none of {len(found)} hits can be judged: the first stage's order"]))
     return Ranking(
         hits=_ordered(hits, found, blend),
         calls=len(found),
         tokens=sum(one.tokens for one in found),
         complete=reason is None,
         reason=reason,
+        failure=failure,
     )
+
+
+def _read(
+    hits: Sequence[Hit], depth: int, limits: Limits, read: Callable[[Sequence[Item]], list[Read]], at_once: int
+) -> Iterator[list[Read]]:
+    """What is read of the first `depth` hits, go by go; raises `Ended` where it ends before."""
+    start, tokens = time.monotonic(), Tokens()
+    for first in range(0, depth, at_once):
+        done = f"{first} of {len(hits)} hits"
+        if limits.seconds is not None and time.monotonic() - start >= limits.seconds:
+            raise Ended(f"{limits.seconds:g} s passed after {done}")
+        tokens.look(limits, done)
+        going = partial(step, first, depth, "hits")
+        going()
+        items = [hit.item for hit in hits[first : min(first + at_once, depth)]]
+        found = answered(partial(read, items), done, going)
+        tokens.add(sum(one.tokens for one in found))
+        yield found
 
 
 def first_stage(scores: Sequence[float]) -> list[float]:
@@ -95,6 +119,8 @@ def as_data(text: str, characters: int) -> str:
 
 
 def _depth(n: int, limits: Limits) -> tuple[int, str | None]:
+    if limits.tokens is not None and limits.tokens < 0:
+        raise BadInput(f"The limit tokens is `{limits.tokens}`.", "It cannot be negative.")
     given = {"depth": limits.depth, "calls": limits.calls}
     name, value = min(((k, v) for k, v in given.items() if v is not None), key=lambda kv: kv[1], default=("", n))
     if value < 0:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import BadInput, MissingWeights, Unsupported
 from ..progress import step
+from .attention import use_causal_blocks
 from .lm import LM, Ability, LogProbs, Prompt, cut, joined, turns
 from .loading import alike, batches, dtype, encodable, quiet
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 2048
 """Padded tokens in one forward pass."""
+BORDER_CHARACTERS = 200
+"""So much of a prompt's end decides which token a text behind it begins with."""
 HEAD_ROWS = 256
 """Positions whose scores over the whole vocabulary are in memory at once."""
 
@@ -51,18 +54,22 @@ class TransformersLM(LM):
 
     @classmethod
     def load(cls, settings: Settings, device: str = "cpu") -> TransformersLM:
-        """The profile's small language model (`settings.lm`) from the pulled weights.
+        """The profile's small language model: `settings.lm`, from the pulled weights or from the path that it is.
 
         Raises:
             MissingWeights: they are not on this machine.
+            BadInput: a path without weights.
         """
         from ..manifests.weights import folder
 
-        return cls.from_folder(folder(settings.lm, settings.weights), settings.precision, device)
+        if (path := settings.lm_path) is None:
+            return cls.from_folder(folder(settings.lm, settings.weights), settings.precision, device)
+        weight_files(path)
+        return cls.from_folder(path, settings.precision, device)
 
     @classmethod
     def from_folder(cls, folder: Path, precision: str = "auto", device: str = "cpu") -> TransformersLM:
-        """From a local folder: safetensors with a tokenizer, or one gguf file (unpacked to `precision`).
+        """From a local folder: safetensors with a tokenizer, or one gguf file (unpacked to `precision`); or that file.
 
         Raises:
             MissingWeights: the folder holds neither.
@@ -70,13 +77,16 @@ class TransformersLM(LM):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        form, where = _format(folder), folder if folder.is_dir() else folder.parent
         with quiet():
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype(precision, device), attn_implementation="sdpa", **local, **_format(folder)
+                where, dtype=dtype(precision, device), attn_implementation="sdpa", **local, **form
             )
-            gguf = {key: value for key, value in _format(folder).items() if key == "gguf_file"}
-            tokenizer = AutoTokenizer.from_pretrained(folder, **local, **gguf)
-        return cls(model.eval().to(device), tokenizer)
+            gguf = {key: value for key, value in form.items() if key == "gguf_file"}
+            tokenizer = AutoTokenizer.from_pretrained(where, **local, **gguf)
+        model = model.eval().to(device)
+        use_causal_blocks(model)
+        return cls(model, tokenizer)
 
     @classmethod
     def tiny(cls, seed: int = 0) -> TransformersLM:
@@ -124,22 +134,41 @@ class TransformersLM(LM):
         return found
 
     def next_token_logits(self, prompts: Sequence[Prompt], candidates: Sequence[str]) -> np.ndarray:
-        """Float32 (len(prompts), len(candidates)).
+        """Float32 (len(prompts), len(candidates)); a candidate's first token is the one that follows the prompt.
 
         Raises:
             BadInput: two candidates begin with the same token, so that they cannot be told apart, or one is empty.
         """
-        first = [self._ids(candidate, special=False)[:1] for candidate in candidates]
-        if not all(first) or len({ids[0] for ids in first}) < len(first):
+        import torch
+
+        told = [self._told(prompt) for prompt in prompts]
+        ends = [text[-BORDER_CHARACTERS:] for text, _ in told]
+        first = {end: self._first_tokens(end, candidates) for end in dict.fromkeys(ends)}
+        asked = [self._fitting(self._started(self._ids(*one))) for one in told]
+        logits = np.empty((len(prompts), len(candidates)), np.float32)
+        for rows, scores in self._next(asked):
+            columns = torch.tensor([first[ends[row]] for row in rows], device=scores.device)
+            logits[rows] = scores.gather(1, columns).cpu().numpy()
+        return logits
+
+    def _first_tokens(self, end: str, candidates: Sequence[str]) -> list[int]:
+        """Of each candidate, the token that comes next after a text with this `end`.
+
+        Tokenizers such as SentencePiece know a word at the beginning of a text as another token than inside of one, so
+        each is read behind the prompt. Where a token spans that border, the model, which was given the prompt's own,
+        can go on only with the candidate as it stands inside of a text: that is read behind a line end.
+        """
+        found = [self._behind(end, one) or self._behind("\n", one) or self._ids(one, False)[:1] for one in candidates]
+        if not all(found) or len({ids[0] for ids in found}) < len(found):
             raise BadInput(
                 f"The candidates `{list(candidates)}` share a first token.", "Use ones that begin differently."
             )
-        columns = [ids[0] for ids in first]
-        asked = [self._fitting(self._asked(prompt)) for prompt in prompts]
-        logits = np.empty((len(prompts), len(candidates)), np.float32)
-        for rows, scores in self._next(asked):
-            logits[rows] = scores[:, columns].cpu().numpy()
-        return logits
+        return [ids[0] for ids in found]
+
+    def _behind(self, text: str, candidate: str) -> list[int]:
+        """The token that `candidate` adds first to those of `text`; none where its letters change these."""
+        before, both = self._ids(text, special=False), self._ids(text + candidate, special=False)
+        return both[len(before) : len(before) + 1] if both[: len(before)] == before else []
 
     def top_next(self, prompts: Sequence[Prompt], k: int) -> list[list[str]]:
         """Of each prompt as a plain text; tokens that are special, or part of a character, are passed over."""
@@ -184,9 +213,13 @@ class TransformersLM(LM):
         return list(self._encoder.encode(encodable(text), add_special_tokens=special).ids)
 
     def _asked(self, prompt: Prompt) -> list[int]:
+        return self._started(self._ids(*self._told(prompt)))
+
+    def _told(self, prompt: Prompt) -> tuple[str, bool]:
+        """The text of a prompt as the model is asked, and whether special tokens have still to be added to it."""
         text = joined(prompt)
         if not self.tokenizer.chat_template:
-            return self._started(self._ids(text))
+            return text, True
         said = turns(prompt)
         begun = said[-1].role == "assistant"
         framed = self.tokenizer.apply_chat_template(
@@ -195,7 +228,7 @@ class TransformersLM(LM):
             add_generation_prompt=not begun,
             continue_final_message=begun,
         )
-        return self._ids(framed, special=False)
+        return framed, False
 
     def _started(self, ids: list[int]) -> list[int]:
         """`ids`, with the token that begins a text in front where there is nothing else to predict from."""
@@ -355,15 +388,36 @@ def _keeps_keys_and_values(model: Any) -> bool:
     return not getattr(model, "_is_stateful", False) and set(layers) <= {"full_attention", "sliding_attention"}
 
 
+def weight_files(path: Path) -> list[Path]:
+    """The files that hold the weights at a path of the user's: a gguf file, or a folder as `from_folder` reads it.
+
+    Raises:
+        BadInput: neither.
+    """
+    found = _weights(path)
+    if found:
+        return found
+    raise BadInput(
+        f"The language model `{path.name}` is neither a gguf file nor a folder with safetensors or gguf.",
+        "Set `lm` (`TRIPTYCH_LM`) to such a path, or to weights that `triptych pull` brings.",
+    )
+
+
+def _weights(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path] if path.suffix == ".gguf" else []
+    return sorted(path.glob("*.safetensors")) or sorted(path.glob("*.gguf"))[:1]
+
+
 def _format(folder: Path) -> dict[str, Any]:
     from transformers import GgufConfig
 
-    if any(folder.glob("*.safetensors")):
-        return {"use_safetensors": True}
-    gguf = sorted(folder.glob("*.gguf"))
-    if not gguf:
+    found = _weights(folder)
+    if not found:
         raise MissingWeights(f"`{folder.name}` holds no safetensors or gguf file.", "Run `triptych pull embedded`.")
-    return {"gguf_file": gguf[0].name, "quantization_config": GgufConfig(dequantize=True)}
+    if found[0].suffix == ".safetensors":
+        return {"use_safetensors": True}
+    return {"gguf_file": found[0].name, "quantization_config": GgufConfig(dequantize=True)}
 
 
 def _byte_tokenizer() -> Any:

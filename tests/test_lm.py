@@ -192,6 +192,14 @@ def test_next_token_logits_are_those_of_the_whole_forward_pass(tiny: Transformer
         assert tiny.next_token_logits([prompt], ["y", "no"])[0] == pytest.approx(row, abs=1e-4)
 
 
+@pytest.mark.parametrize("end", ["Answer with one letter, A or B.", "the form [B] > [A]: [", "Relevant: ", "?\n", ""])
+def test_the_real_model_has_the_same_candidates_behind_every_prompt(small: TransformersLM, end: str) -> None:
+    for names in ("ABCDEFGHIJKLMNOPQRST", ("A", "B"), ("Yes", "No"), (" yes", " no")):
+        alone = [small._ids(name, special=False)[0] for name in names]
+        assert small._first_tokens(end, names) == alone
+        assert small._first_tokens(small._told([end])[0][-200:], names) == alone
+
+
 def test_candidates_that_cannot_be_told_apart_are_refused(tiny: TransformersLM) -> None:
     with pytest.raises(BadInput, match="share a first token"):
         tiny.next_token_logits([["a"]], ["no", "never"])

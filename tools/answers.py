@@ -54,6 +54,15 @@ def room_for(note: str | None, budget: int, tokenizer: str) -> tuple[str | None,
     return (note, cost) if cost * NOTE_SHARE <= budget else (None, 0)
 
 
+def note_of(result: RerankOut, budget: int, tokenizer: str) -> str | None:
+    """What kept a reranker from its order: in few words where the budget has no room for the reason."""
+    if result.reason is None:
+        return None
+    if result.complete:
+        return room_for(f"{result.reason}.", budget, tokenizer)[0]
+    return room_for(f"Not reranked as asked: {result.reason}.", budget, tokenizer)[0] or "Not reranked as asked."
+
+
 def joined(*notes: str | None) -> str | None:
     """Notes in one line, without repeats; None when there are none."""
     return " ".join(dict.fromkeys(note for note in notes if note)) or None

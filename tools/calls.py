@@ -55,7 +55,8 @@ def rerank(session: Triptych, given: RerankArguments) -> Called:
     """The candidates in a better order, as many as fit."""
     budget = budget_of(session, given.max_tokens)
     result = session.rerank(given.query, candidates(given))
-    return Called(answers.of_hits(result, budget, session.settings.tokenizer), result)
+    note = answers.note_of(result, budget, session.settings.tokenizer)
+    return Called(answers.of_hits(result, budget, session.settings.tokenizer, note), result)
 
 
 def compress(session: Triptych, given: CompressArguments) -> Called:

@@ -26,6 +26,7 @@ from ..retrievers.base import Hit, Item, MediaRef, Query, Where
 from ..settings import Settings
 from . import operations as op
 from .image_cost import formula_of
+from .ranking import Ranked, ranked
 from .results import given_item, id_of, metadata_of, rerank_out
 from .roots import existing
 from .schemas import (
@@ -195,12 +196,10 @@ class Triptych:
         with clock.stage("search"):
             hits = collection.search(asked, max(self.settings.depth, top), chosen)
         with clock.stage("rerank"):
-            reranker = self.stages.reranker()
-            ranking = reranker.rank(asked, hits, Limits(depth=self.settings.rerank_depth))
+            found = self._ranked(asked, hits, depth=self.settings.rerank_depth)
         with clock.stage("compress"):
-            note = self._note(collection, budget, text)
-            floor = reranker.floor if ranking.calls else None  # a hit that nobody read has the first stage's score
-            kept, below = op.above_floor(ranking.hits[:top], floor, self.settings.tokenizer)
+            note = self._note(collection, budget, text, found.notes)
+            kept, below = op.above_floor(found.ranking.hits[:top], found.floor, self.settings.tokenizer)
             frame = self._frame(budget, op.renderer(note, len(below)), protect)
             refined = self.stages.refiner().refine(asked, kept, frame)
         return Evidence(
@@ -244,13 +243,26 @@ class Triptych:
         return SearchOut(query=text, library=self.name, hits=op.hits_out(hits), ms=clock.total(), note=note)
 
     def rerank(self, query: str, candidates: Sequence[str | Given], *, reranker: str | None = None) -> RerankOut:
-        """Passages (ids of this library, or texts the caller brings) in a better order for `query`."""
+        """Passages (ids of this library, or texts the caller brings) in a better order for `query`.
+
+        Where the language model behind the reranker fails, what it had not ordered follows as it was given, and
+        `reason` says so; with the setting `rerank_strict` its error is raised instead.
+        """
         text, clock = op.checked_query(query), op.Clock()
         hits = self._candidates(candidates)
-        system = self.stages.reranker(reranker)
         with clock.stage("rerank"):
-            ranking = system.rank(Query(text=text), hits)
-        return rerank_out(text, reranker or id_of(system), ranking, clock)
+            found = self._ranked(Query(text=text), hits, reranker)
+        return rerank_out(text, reranker or found.system or self.settings.reranker, found, clock)
+
+    def _ranked(
+        self, query: Query, hits: Sequence[Hit], reranker: str | None = None, depth: int | None = None
+    ) -> Ranked:
+        def located(media: MediaRef) -> MediaRef:
+            return self._open().located(media)
+
+        own = self.settings
+        limits = Limits(depth=depth, seconds=own.rerank_timeout or None if own.lm_endpoint else None)
+        return ranked(lambda: self.stages.reranker(reranker), query, hits, limits, located, strict=own.rerank_strict)
 
     def compress(
         self,
@@ -427,8 +439,16 @@ class Triptych:
             raise BadInput(f"The passage `{twice}` is given twice.", "Give each passage once.")
         return [Hit(item, 0.0) for item in items]
 
-    def _note(self, collection: Collection, budget: int, query: str | None = None) -> str | None:
-        return op.fitting_note([self.stages.note(), collection.note(query)], budget, self.settings.tokenizer)
+    def _note(
+        self, collection: Collection, budget: int, query: str | None = None, ranking: tuple[str, str] = ("", "")
+    ) -> str | None:
+        """What is missing, and what `ranking` went wrong: in few words where the budget has no room for more."""
+        known, tokenizer = [self.stages.note(), collection.note(query)], self.settings.tokenizer
+        for said in ranking:
+            note = op.fitting_note([said, *known], budget, tokenizer) or op.fitting_note([said], budget, tokenizer)
+            if said in (note or ""):
+                return note
+        return op.fitting_note(known, budget, tokenizer)
 
 
 def libraries(settings: Settings) -> list[LibraryOut]:

@@ -9,8 +9,8 @@ from .operations import hits_out
 from .schemas import RerankOut
 
 if TYPE_CHECKING:
-    from ..rerankers.base import Ranking
     from .operations import Clock
+    from .ranking import Ranked
     from .schemas import Given
 
 
@@ -35,8 +35,9 @@ def metadata_of(item: Item) -> dict[str, Any]:
     return {**{key: value for key, value in placed.items() if value is not None}, **kept}
 
 
-def rerank_out(query: str, system_id: str, ranking: Ranking, clock: Clock) -> RerankOut:
-    """The result of `rerank`."""
+def rerank_out(query: str, system_id: str, ranked: Ranked, clock: Clock) -> RerankOut:
+    """The result of `rerank`. Its `reason` also says what there is to know about a complete order."""
+    ranking = ranked.ranking
     return RerankOut(
         query=query,
         reranker=system_id,
@@ -45,7 +46,7 @@ def rerank_out(query: str, system_id: str, ranking: Ranking, clock: Clock) -> Re
         tokens=ranking.tokens,
         repaired=ranking.repaired,
         complete=ranking.complete,
-        reason=ranking.reason,
+        reason=ranking.reason or ranked.notes[0].rstrip(".") or None,
         ms=clock.total(),
     )
 

@@ -33,7 +33,7 @@ CROSS: dict[str, dict[str, Any]] = {
     "cross_float32": {"engine": "triptych", "precision": "float32"},
     "cross_int8": {"engine": "triptych", "precision": "int8"},
 }
-"""A cross-encoder of the size of the MS MARCO MiniLM-L6 ones, with a head drawn by the seed."""
+"""A cross-encoder of the size of the MS MARCO MiniLM-L6 ones, with the weights of `triptych_pruner`."""
 FAMILIES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "query_likelihood": ("rerank_speed_likelihood.py", LIKELIHOOD),
     "monobert": ("rerank_speed_cross.py", CROSS),
@@ -41,10 +41,12 @@ FAMILIES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
 """By name: the worker, and its systems, the reference first. A system's `engine` is `"triptych"` or a package."""
 WEIGHTS = {"query_likelihood": LM, "monobert": "all_minilm_l6_v2"}
 """What a family reads, where its weights are pulled ones."""
-FULL = {"passages": 50, "queries": 1, "rounds": 3}
-QUICK = {"passages": 4, "queries": 1, "rounds": 1}
-MORE = {"monobert": {"queries": 10}}
-"""Where agreement is a question of how many queries."""
+FULL = {
+    "query_likelihood": {"passages": 20, "queries": 16},
+    "monobert": {"passages": 30, "queries": 40},
+}
+"""Each query is a turn of all systems; the plain loop takes half a second or so for each passage."""
+QUICK = {"passages": 4, "queries": 1}
 BAR_LIKELIHOOD = 4.0
 BAR_CROSS = {"cross_float32": 1.0, "cross_int8": 2.0}
 
@@ -53,7 +55,6 @@ def cells(plan: Plan) -> list[Cell]:
     """One for each family: its systems take turns in it."""
     data = collection(plan)
     job = {
-        **(QUICK if plan.quick else FULL),
         "collection": str(data.folder),
         "sha256": data.info.sha256,
         "packages": {name: version(name) for name in ("transformers", "sentence-transformers", "torch")},
@@ -62,7 +63,7 @@ def cells(plan: Plan) -> list[Cell]:
     made = []
     for family, (worker, systems) in FAMILIES.items():
         own: dict[str, Any] = {"weights": hash_of(WEIGHTS[family])} if family in WEIGHTS else {}
-        own |= {} if plan.quick else MORE.get(family, {})
+        own |= QUICK if plan.quick else FULL[family]
         made.append(Cell(family, OURS, worker, {**job, **own, "systems": systems, "reference": next(iter(systems))}))
     return made
 
@@ -73,12 +74,10 @@ def collection(plan: Plan) -> datasets.Collection:
     Raises:
         BadInput: it has fewer passages than are read.
     """
-    size = QUICK if plan.quick else FULL
-    first = text_collections(plan, limit=size["queries"])[0]
-    if len(first.passages) < size["passages"]:
-        raise BadInput(
-            f"`{first.info.name}` has `{len(first.passages)}` passages.", f"Give --data one with {size['passages']}."
-        )
+    sizes = [QUICK] if plan.quick else list(FULL.values())
+    first = text_collections(plan, limit=max(size["queries"] for size in sizes))[0]
+    if len(first.passages) < (wanted := max(size["passages"] for size in sizes)):
+        raise BadInput(f"`{first.info.name}` has `{len(first.passages)}` passages.", f"Give --data one with {wanted}.")
     return first
 
 
@@ -123,7 +122,6 @@ def _metrics(data: Mapping[str, Any], name: str) -> Iterator[tuple[str, float]]:
         cpu_s = data["cpu_s"]
         spent = zip(cpu_s[name], cpu_s[data["reference"]], strict=False)
         yield "cpu_speedup", float(np.median([reference / one for one, reference in spent]))
-        yield "rounds", len(per_s)
     yield from data.get("agreement", {}).get(name, {}).items()
     if name in data.get("per_s", {}):
         yield "passages", data["passages"]
@@ -138,15 +136,17 @@ def _notes(plan: Plan, outcomes: Mapping[str, Outcome]) -> Iterator[str]:
     )
     yield (
         f"The bars of monobert over sentence-transformers' `predict`: {BAR_CROSS['cross_float32']:g} in float32, "
-        f"{BAR_CROSS['cross_int8']:g} in int8. Its weights are the pulled encoder under a head drawn by the seed."
+        f"{BAR_CROSS['cross_int8']:g} in int8. All read the weights of `triptych_pruner`, each drawn evenly from what "
+        "its shipped integer stands for, as a BERT sequence classifier: int8 has to round them anew."
     )
     yield (
-        "Passages a second by the median of the rounds, in which all take turns in one process; speedup is the median "
-        "of the ratios within a round, cpu_speedup that of the processor seconds, which other work on the machine "
-        "disturbs less. largest_difference is that of any score to the reference's; top10 the mean share of the "
-        "reference's first ten passages that are among the first ten."
+        "Systems take turns query by query in one process; passages a second by the median. speedup is the median of "
+        "the ratios within a turn, cpu_speedup that of the processor seconds, which other work on the machine "
+        "disturbs less. Against the reference's scores: largest_difference is that of any; top10 the mean share of its "
+        "first ten passages that are among the first ten, same_top10 and same_order10 the shares of queries for which "
+        "these are the same ten, in any order and in its order."
     )
-    yield f"Passages are drawn by the seed {plan.seed}."
+    yield f"Passages are the first by BM25 of 1,000 drawn by the seed {plan.seed}, cut to 1,200 characters for all."
     for name, outcome in outcomes.items():
         if "threads" in outcome.data and "load_average" in outcome.data:
             threads, load = outcome.data["threads"], outcome.data["load_average"]

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from ...progress import step as report
 from ...retrievers.base import Hit, Query
 from ...retrievers.lm import LM, Prompt, Turn
 from ...retrievers.searchable import searchable_text
+from .._failing import SHARES, Ended, Tokens, answered, no_verdict
 from .._pointwise import as_data
 from ..base import Cost, Limits, Ranking
 
@@ -32,8 +34,6 @@ PASSAGE_CHARACTERS = 2400
 QUERY_CHARACTERS = 1000
 LETTERS = "ABCDEFGHIJKLMNOPQRST"
 """Names for the passages of a window where a name has to be one token."""
-SHORTER = (1.0, 0.5, 0.25, 0.125)
-"""A prompt that is longer than the model can read is asked again with passages of so much of their length."""
 CHARACTERS_PER_TOKEN = 4
 """For counts and estimates: what a language model makes of a text is its own affair."""
 PASSAGE_TOKENS = 200
@@ -133,9 +133,11 @@ def slide(
 ) -> Ranking:
     """`hits` ranked by one call per window.
 
-    A limit of depth or calls cuts the list before the first call, so that the windows that are asked end at the top; a
-    time limit is looked at before each call. Scores are places: 1 for the best, falling evenly to just above 0.
-    Where no answer was usable, or no call was made, hits and scores are the first stage's.
+    A limit of depth or calls cuts the list before the first call, so that the windows that are asked end at the top;
+    limits of time and tokens are looked at before each call, and where one is reached, or the model's endpoint fails,
+    the order so far stands. Scores are places: 1 for the best, falling evenly to just above 0.
+    Where no answer was usable, or no call was made, hits and scores are the first stage's. A passage that is longer
+    than `PASSAGE_WORDS` or than the model reads (see `fitted`) is read as far as that goes, from its beginning.
 
     Args:
         ask: the verdict about these passages in this order, and the tokens that took; both texts are cleaned.
@@ -151,24 +153,50 @@ def slide(
         return Ranking(tuple(hits))
     depth, reason = _depth(len(hits), limits, window, step)
     texts = [passage(searchable_text(hit.item)) for hit in hits[:depth]]
-    order, verdicts, tokens = list(range(depth)), [], 0
-    start_s = time.monotonic()
-    planned = windows(depth, window, step)
-    for done, (start, end) in enumerate(planned):
-        if limits.seconds is not None and time.monotonic() - start_s >= limits.seconds:
-            reason = f"{limits.seconds:g} s passed after {done} of {len(planned)} windows"
-            break
-        report(done, len(planned), "windows")
-        verdict, cost = ask(text, [texts[place] for place in order[start:end]])
-        order[start:end] = [order[start:end][place] for place in verdict.order]
-        verdicts.append(verdict)
-        tokens += cost
+    order, tokens = list(range(depth)), Tokens()
+    verdicts: list[Verdict] = []
+    failure = None
+    try:
+        _slid(
+            lambda shown: ask(text, [texts[place] for place in shown]), order, limits, (window, step), verdicts, tokens
+        )
+    except Ended as ended:
+        reason, failure = str(ended), ended.failure
     unusable = sum(not verdict.usable for verdict in verdicts)
     if unusable:
-        reason = f"{unusable} of {len(verdicts)} answers had no usable verdict"
+        said = f"{unusable} of {len(verdicts)} answers had no usable verdict"
+        reason, failure = f"{said}; {reason}" if reason else said, failure or no_verdict(said)
+    spent = {"calls": len(verdicts), "tokens": tokens.spent, "repaired": sum(one.repairs > 0 for one in verdicts)}
     ranked = placed(hits, order) if unusable < len(verdicts) else tuple(hits)
-    repaired = sum(verdict.repairs > 0 for verdict in verdicts)
-    return Ranking(ranked, len(verdicts), tokens, repaired, reason is None, reason)
+    return Ranking(ranked, complete=reason is None, reason=reason, failure=failure, **spent)
+
+
+def _slid(
+    ask: Callable[[Sequence[int]], tuple[Verdict, int]],
+    order: list[int],
+    limits: Limits,
+    windowing: tuple[int, int],
+    verdicts: list[Verdict],
+    tokens: Tokens,
+) -> None:
+    """Asks about one window of `order` after the other, and puts it, in place, into the order of each verdict.
+
+    Raises:
+        Ended: by a limit, or a failure of the model; what was answered before stands.
+    """
+    start_s = time.monotonic()
+    planned = windows(len(order), *windowing)
+    for n, (start, end) in enumerate(planned):
+        done = f"{n} of {len(planned)} windows"
+        if limits.seconds is not None and time.monotonic() - start_s >= limits.seconds:
+            raise Ended(f"{limits.seconds:g} s passed after {done}")
+        tokens.look(limits, done)
+        going = partial(report, n, len(planned), "windows")
+        going()
+        verdict, cost = answered(partial(ask, order[start:end]), done, going)
+        order[start:end] = [order[start:end][place] for place in verdict.order]
+        verdicts.append(verdict)
+        tokens.add(cost)
 
 
 def _depth(n: int, limits: Limits, window: int, step: int) -> tuple[int, str | None]:
@@ -183,7 +211,8 @@ def depth_of(n: int, limits: Limits) -> tuple[int, str | None]:
     Raises:
         BadInput: a negative limit.
     """
-    for name, value in (("depth", limits.depth), ("calls", limits.calls), ("seconds", limits.seconds)):
+    given = {"depth": limits.depth, "calls": limits.calls, "seconds": limits.seconds, "tokens": limits.tokens}
+    for name, value in given.items():
         if value is not None and value < 0:
             raise BadInput(f"The limit {name} is `{value}`.", "It cannot be negative.")
     if limits.depth is None or limits.depth >= n:
@@ -302,7 +331,7 @@ def fitted(words: int, made: Callable[[int], Prompt], read: Callable[[Prompt], A
 
 
 def _prompts(words: int, made: Callable[[int], Prompt]) -> Iterator[Prompt]:
-    for share in SHORTER:
+    for share in SHARES:
         yield made(max(1, int(words * share)))
 
 

@@ -11,18 +11,22 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal
+from zlib import crc32
 
 from ...errors import Unsupported
 from ...progress import step
 from ...retrievers.base import Hit
-from ...retrievers.lm import LM, require
+from ...retrievers.lm import LM, ScriptedLM, require
 from ...retrievers.searchable import searchable_text
+from .._failing import Ended, Tokens, answered, fitting, no_verdict
 from .._pointwise import as_data
 from ..base import Cost, Limits, Ranking
 from ._listwise import CHARACTERS_PER_TOKEN, asked, depth_of, finite
 
 if TYPE_CHECKING:
+    from ...errors import TriptychError
     from ...retrievers.base import Item, Query
 
 Mode = Literal["score", "generate"]
@@ -44,11 +48,12 @@ AT_ONCE = 16
 """Prompts in one call of the model."""
 
 _ALONE = re.compile(r"\W*(?:(?:the )?(?:answer|output)(?: is)?\W*)?(?:passage\W*)?([ab])\W*", re.IGNORECASE)
+_SHOWN = re.compile(r"\n\nPassage A: (.*)\n\nPassage B: (.*)\n\nAnswer with one letter")
 _NAMED = re.compile(r"\bpassage\W{0,3}([AB])\b", re.IGNORECASE)
 
 
-class Spent(Exception):
-    """A limit is reached: nothing more is asked, and what is known so far decides."""
+Spent = Ended
+"""A limit is reached, or the model's endpoint fails: nothing more is asked, and what is known so far decides."""
 
 
 class Pairs:
@@ -59,8 +64,8 @@ class Pairs:
         calls: prompts so far, two for each pair.
         tokens: of these prompts, at four characters each.
         repaired: answers that named neither passage or both; such an answer counts as no preference.
-        decided: answers that prefer one of the two passages.
-        reason: which limit was reached.
+        reason: which limit was reached, or how the model failed.
+        failure: its error, if it did.
 
     Args:
         query: its text, as `_listwise.asked` gives it.
@@ -77,8 +82,10 @@ class Pairs:
         most: int,
     ) -> None:
         self.n = len(items)
-        self.calls = self.tokens = self.repaired = self.decided = 0
+        self.calls = self.repaired = 0
         self.reason: str | None = None
+        self.failure: TriptychError | None = None
+        self._tokens = Tokens()
         self._answers: Callable[[Sequence[str]], list[float | None]] = lambda prompts: _answers(lm, mode, prompts)
         self._query = query[:QUERY_CHARACTERS]
         self._texts = [as_data(searchable_text(item), PASSAGE_CHARACTERS) for item in items]
@@ -87,22 +94,35 @@ class Pairs:
         self._start = time.monotonic()
         self._first: dict[tuple[int, int], float] = {}
 
+    @property
+    def tokens(self) -> int:
+        return self._tokens.spent
+
     def ask(self, pairs: Iterable[tuple[int, int]]) -> None:
-        """Make these pairs known, in as few calls of the model as they take.
+        """Make these pairs known, in as few calls of the model as they take (one for each under a limit of tokens).
 
         Raises:
-            Spent: a limit did not allow all of them; the first of them may be known.
+            Spent: a limit did not allow all of them, or the model failed; the first of them may be known.
         """
+        try:
+            self._ask(pairs)
+        except Ended as ended:
+            self.reason, self.failure = str(ended), ended.failure
+            raise
+
+    def _ask(self, pairs: Iterable[tuple[int, int]]) -> None:
         new = [pair for pair in dict.fromkeys((min(pair), max(pair)) for pair in pairs) if not self.known(*pair)]
         left = len(new) if self._limits.calls is None else (self._limits.calls - self.calls) // len(LABELS)
         # Sorted, so that prompts with the same first passage stand together and a model may read that part once.
         orders = sorted(order for i, j in new[: max(left, 0)] for order in ((i, j), (j, i)))
-        for first in range(0, len(orders), AT_ONCE):
-            self._look_at_the_clock()
-            step(self.calls, self._most, "comparisons")
-            self._read(orders[first : first + AT_ONCE])
+        at_once = AT_ONCE if self._limits.tokens is None else 1
+        for first in range(0, len(orders), at_once):
+            self._look_at_the_limits()
+            going = partial(step, self.calls, self._most, "comparisons")
+            going()
+            answered(partial(self._read, orders[first : first + at_once]), self._so_far(), going)
         if left < len(new):
-            self._stop(f"calls limit: {self.calls} of {self._most} calls")
+            raise Ended(f"calls limit: {self.calls} of {self._most} calls")
 
     def known(self, i: int, j: int) -> bool:
         """Whether both orders of the pair were asked."""
@@ -119,23 +139,34 @@ class Pairs:
             return 1.0
         return 0.0 if first < 0.5 < second else 0.5
 
-    def _look_at_the_clock(self) -> None:
+    def verdicts(self) -> int:
+        """How many pairs have a winner, whichever of its passages is shown first."""
+        return sum(i < j and self.points(i, j) != 0.5 for i, j in self._first)
+
+    def _so_far(self) -> str:
+        return f"{self.calls} of {self._most} calls"
+
+    def _look_at_the_limits(self) -> None:
         seconds = self._limits.seconds
         if seconds is not None and time.monotonic() - self._start >= seconds:
-            self._stop(f"{seconds:g} s passed after {self.calls} of {self._most} calls")
-
-    def _stop(self, reason: str) -> None:
-        self.reason = reason
-        raise Spent(reason)
+            raise Ended(f"{seconds:g} s passed after {self._so_far()}")
+        self._tokens.look(self._limits, self._so_far())
 
     def _read(self, orders: Sequence[tuple[int, int]]) -> None:
-        prompts = [PROMPT.format(query=self._query, a=self._texts[i], b=self._texts[j]) for i, j in orders]
-        for order, answer in zip(orders, self._answers(prompts), strict=True):
+        def read(some: Sequence[tuple[int, int]], share: float) -> list[tuple[float | None, int]]:
+            prompts = [self._prompt(i, j, share) for i, j in some]
+            sizes = [len(prompt) // CHARACTERS_PER_TOKEN for prompt in prompts]
+            return list(zip(self._answers(prompts), sizes, strict=True))
+
+        for order, (answer, tokens) in zip(orders, fitting(orders, read), strict=True):
             self._first[order] = 0.5 if answer is None else answer
             self.repaired += answer is None
-            self.decided += answer is not None and answer != 0.5
-        self.calls += len(prompts)
-        self.tokens += sum(len(prompt) // CHARACTERS_PER_TOKEN for prompt in prompts)
+            self.calls += 1
+            self._tokens.add(tokens)
+
+    def _prompt(self, i: int, j: int, share: float) -> str:
+        a, b = (self._texts[place][: int(PASSAGE_CHARACTERS * share)] for place in (i, j))
+        return PROMPT.format(query=self._query, a=a, b=b)
 
 
 def mode_of(lm: LM, wanted: Mode | None) -> Mode:
@@ -157,14 +188,18 @@ def rank(
     limits: Limits | None,
     estimate: Callable[[int], Cost],
     order: Callable[[Pairs], Placed],
+    decided: Callable[[Pairs], bool] = lambda pairs: pairs.verdicts() > 0,
 ) -> Ranking:
     """`hits` in the order that `order` makes of their comparisons; those below the depth limit follow behind.
 
-    Without a single answer that prefers a passage they come back as they are, incomplete, with the reason.
+    A passage longer than `PASSAGE_CHARACTERS`, or than the model reads, is read as far as that, from its beginning.
+    Without a single verdict, for which both orders of a pair have to name the same passage, they come back as they are,
+    incomplete, with the reason.
 
     Args:
         estimate: what ranking so many passages costs at most.
         order: asks pairs, and places all of `pairs.n` passages.
+        decided: whether any verdict came.
 
     Raises:
         BadInput: a score that came in is not a number, or a limit is negative.
@@ -179,8 +214,11 @@ def rank(
     pairs = Pairs(lm, mode, text, [hit.item for hit in hits[:depth]], limits, estimate(depth).calls)
     placed = order(pairs)
     reasons += [pairs.reason] if pairs.reason else []
-    if not pairs.decided:
-        reasons += [f"none of {pairs.calls} answers prefers a passage: the first stage's order"] if pairs.calls else []
+    failure = pairs.failure
+    if not decided(pairs):
+        said = f"none of {pairs.calls // 2} pairs has a winner in both orders: the first stage's order"
+        reasons += [said] if pairs.calls else []
+        failure = failure or (no_verdict(said) if pairs.calls else None)
         ranked = tuple(hits)
     else:
         best = [Hit(hits[place].item, score) for place, score in placed]
@@ -192,6 +230,7 @@ def rank(
         repaired=pairs.repaired,
         complete=not reasons,
         reason="; ".join(reasons) or None,
+        failure=failure,
     )
 
 
@@ -211,6 +250,17 @@ def by_place(order: Sequence[int]) -> Placed:
     [(2, 1.0), (0, 0.5)]
     """
     return [(one, (len(order) - place) / len(order)) for place, one in enumerate(order)]
+
+
+def scripted(seed: int) -> LM:
+    """For `tiny`: prefers the passage with the higher of two arbitrary numbers made of their words."""
+
+    def said(prompt: str) -> str:
+        [pair] = _SHOWN.findall(prompt)
+        a, b = (crc32(text.encode(), seed) for text in pair)
+        return LABELS[a < b]
+
+    return ScriptedLM(said, can=["generate"])
 
 
 def parsed(answer: str) -> float | None:

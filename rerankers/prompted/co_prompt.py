@@ -27,6 +27,7 @@ from ...progress import step
 from ...retrievers.lm import LM, require
 from ...retrievers.searchable import searchable_text
 from .. import _pointwise
+from .._failing import fitting
 from .._pointwise import Read, as_data
 from ..base import Cost, Limits, Ranking, Reranker
 
@@ -162,6 +163,9 @@ class CoPrompt(Reranker):
     def rank(self, query: Query, hits: Sequence[Hit], limits: Limits | None = None) -> Ranking:
         """A permutation of `hits`; a time limit is looked at before every eighth passage.
 
+        A passage longer than `PASSAGE_CHARACTERS`, or than the model reads, is read as far as that goes, from its
+        beginning.
+
         Raises:
             Unsupported: a query without text.
         """
@@ -169,12 +173,12 @@ class CoPrompt(Reranker):
             raise Unsupported("Co-Prompt needs text, and the query has `None`.", "Ask with text.")
         target = as_data(query.text, QUERY_CHARACTERS)
 
-        def read(items: Sequence[Item]) -> list[Read]:
-            texts = [as_data(searchable_text(item), PASSAGE_CHARACTERS) for item in items]
+        def read(items: Sequence[Item], share: float) -> list[Read]:
+            texts = [as_data(searchable_text(item), int(PASSAGE_CHARACTERS * share)) for item in items]
             found = self._lm.logprobs([[asked(text, self.instruction)] for text in texts], [target] * len(texts))
             return [Read(one.mean, len(text) // 4 + len(one.tokens)) for one, text in zip(found, texts, strict=True)]
 
-        return _pointwise.rank(hits, limits, read, lambda score, say: score, AT_ONCE)
+        return _pointwise.rank(hits, limits, lambda items: fitting(items, read), lambda score, say: score, AT_ONCE)
 
     def estimate(self, n: int) -> Cost:
         """One call and about 250 tokens per hit."""

@@ -14,16 +14,27 @@ Nobody publishes weights, and none are in the package: fit your own with `DemoRa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...errors import Unsupported
 from ...retrievers.lm import LM, require
 from ...retrievers.searchable import searchable_text
 from .. import _pointwise
+from .._failing import fitting, no_verdict
 from .._given import given_folder
-from .._pointwise import Read
+from .._pointwise import Read, as_data
 from ..base import Cost, Limits, Ranking, Reranker
-from ._demonstrations import KNOWN, WEIGHTS, Chooser, Demonstration, chances, chooser_of, prompt
+from ._demonstrations import (
+    KNOWN,
+    PASSAGE_CHARACTERS,
+    WEIGHTS,
+    Chooser,
+    Demonstration,
+    chances,
+    chooser_of,
+    prompt,
+)
 from ._demonstrations_fit import Fitting, fit
 
 if TYPE_CHECKING:
@@ -37,6 +48,8 @@ SHOTS = 3
 CANDIDATES = 50
 AT_ONCE = 8
 """Passages in one call of the model."""
+UNDECIDED = 0.5
+"""P(Yes) of a model that says nothing: an endpoint that shows neither word among its likeliest tokens."""
 CHARACTERS_PER_TOKEN = 4
 PASSAGE_TOKENS = 900
 """For estimates: a passage with its three examples."""
@@ -111,6 +124,10 @@ class DemoRank(Reranker):
     def rank(self, query: Query, hits: Sequence[Hit], limits: Limits | None = None) -> Ranking:
         """A permutation of `hits`; a time limit is looked at before every eighth passage.
 
+        A passage longer than `PASSAGE_CHARACTERS` is read as far as these go, from its beginning; where the prompt is
+        longer than the model reads, passage and demonstrations become fewer. A hit for which Yes and No are as likely
+        as each other keeps its place.
+
         Raises:
             Unsupported: a query without text.
         """
@@ -118,16 +135,26 @@ class DemoRank(Reranker):
             raise Unsupported("DemoRank needs text, and the query has `None`.", "Ask with text.")
         asked = query.text
 
-        def read(items: Sequence[Item]) -> list[Read]:
+        def read(items: Sequence[Item], share: float) -> list[Read]:
             texts = [searchable_text(item) for item in items]
             chosen = self.choose(asked, texts)
+            if share < 1:
+                texts = [as_data(text, int(PASSAGE_CHARACTERS * share)) for text in texts]
+                chosen = [shots[: int(len(shots) * share)] for shots in chosen]
             prompts = [prompt(shots, asked, text) for shots, text in zip(chosen, texts, strict=True)]
-            scores = chances(self._lm, prompts)
-            return [
-                Read(float(score), len(one) // CHARACTERS_PER_TOKEN) for score, one in zip(scores, prompts, strict=True)
-            ]
+            scores = [None if score == UNDECIDED else float(score) for score in chances(self._lm, prompts)]
+            return [Read(score, len(one) // CHARACTERS_PER_TOKEN) for score, one in zip(scores, prompts, strict=True)]
 
-        return _pointwise.rank(hits, limits, read, lambda score, say: score, AT_ONCE)
+        verdicts: list[Read] = []
+
+        def kept(items: Sequence[Item]) -> list[Read]:
+            verdicts.extend(fitting(items, read))
+            return verdicts[-len(items) :]
+
+        found = _pointwise.rank(hits, limits, kept, lambda score, say: score, AT_ONCE)
+        if verdicts and found.failure is None and all(one.score is None for one in verdicts):
+            return replace(found, failure=no_verdict(found.reason or ""))
+        return found
 
     def estimate(self, n: int) -> Cost:
         """One call and about 900 tokens per hit."""

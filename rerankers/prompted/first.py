@@ -74,7 +74,7 @@ class FIRST(Reranker):
         return cls(ScriptedLM(can=["logits"]))
 
     def rank(self, query: Query, hits: Sequence[Hit], limits: Limits | None = None) -> Ranking:
-        """A permutation of `hits`; see `_listwise.slide` for the limits.
+        """A permutation of `hits`; see `_listwise.slide` for the limits, and for passages that are too long.
 
         Raises:
             Unsupported: a query without text, or logits that are no numbers.
@@ -92,7 +92,9 @@ class FIRST(Reranker):
             self._words, made, lambda prompt: _listwise.letter_logits(self._lm, prompt, letters)
         )
         order = np.argsort(-logits, kind="stable")
-        return Verdict(tuple(map(int, order)), repairs=0, usable=True), tokens
+        # An endpoint that shows none of the letters among its likeliest tokens has said nothing.
+        usable = bool(np.ptp(logits) > 0)
+        return Verdict(tuple(map(int, order)), repairs=0 if usable else len(letters), usable=usable), tokens
 
     def estimate(self, n: int) -> Cost:
         """One forward pass for each window."""

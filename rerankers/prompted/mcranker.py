@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -25,6 +26,7 @@ from ...progress import step
 from ...retrievers.lm import LM, ScriptedLM, require
 from ...retrievers.searchable import searchable_text
 from .. import _pointwise
+from .._failing import Ended, answered, fitting, no_verdict
 from .._pointwise import Read, as_data
 from ..base import Cost, Limits, Ranking, Reranker
 from ._listwise import depth_of, finite
@@ -123,7 +125,10 @@ class MCRanker(Reranker):
         return cls(ScriptedLM(lambda prompt: scripted(prompt, seed), can=["generate"]))
 
     def rank(self, query: Query, hits: Sequence[Hit], limits: Limits | None = None) -> Ranking:
-        """A permutation of `hits`; the team's preparation counts to the limits of calls and seconds.
+        """A permutation of `hits`; the team's preparation counts to the limits of calls, seconds and tokens.
+
+        A passage longer than `PASSAGE_CHARACTERS`, or than the model reads, is read as far as that goes, from its
+        beginning.
 
         Raises:
             Unsupported: a query without text.
@@ -137,19 +142,26 @@ class MCRanker(Reranker):
             depth, reason = affordable, f"calls limit: {affordable} of {len(hits)} hits"
         if len(hits) < 2 or depth < 2:
             return Ranking(tuple(hits), complete=reason is None, reason=reason)
-        return self._judged(as_data(query.text, QUERY_CHARACTERS), hits, depth, limits.seconds, reason)
+        if limits.tokens == 0:
+            return Ranking(tuple(hits), complete=False, reason=f"tokens limit: 0 of {len(hits)} hits")
+        return self._judged(as_data(query.text, QUERY_CHARACTERS), hits, depth, limits, reason)
 
-    def _judged(
-        self, query: str, hits: Sequence[Hit], depth: int, seconds: float | None, reason: str | None
-    ) -> Ranking:
+    def _judged(self, query: str, hits: Sequence[Hit], depth: int, limits: Limits, reason: str | None) -> Ranking:
         start = time.monotonic()
-        team, repaired, spent = self._team(query, hits[0].item)
-        left = None if seconds is None else max(seconds - (time.monotonic() - start), 0.0)
+        try:
+            team, repaired, spent = self._team(query, hits[0].item)
+        except Ended as ended:
+            return Ranking(tuple(hits), complete=False, reason=str(ended), failure=ended.failure)
+        left = Limits(
+            seconds=None if limits.seconds is None else max(limits.seconds - (time.monotonic() - start), 0.0),
+            depth=depth,
+            tokens=None if limits.tokens is None else max(limits.tokens - spent, 0),
+        )
         unusable = 0
 
-        def read(items: Sequence[Item]) -> list[Read]:
+        def read(items: Sequence[Item], share: float) -> list[Read]:
             nonlocal unusable
-            texts = [as_data(searchable_text(item), PASSAGE_CHARACTERS) for item in items]
+            texts = [as_data(searchable_text(item), int(PASSAGE_CHARACTERS * share)) for item in items]
             prompts = [[scoring(member, query, text) for member in team] for text in texts]
             answers = self._lm.generate([[prompt] for own in prompts for prompt in own], SCORE_TOKENS)
             scores = [score_of(answer) for answer in answers]
@@ -161,12 +173,18 @@ class MCRanker(Reranker):
                 made.append(Read(total, _tokens(own, answers[part])))
             return made
 
-        found = _pointwise.rank(hits, Limits(seconds=left, depth=depth), read, lambda score, say: score, AT_ONCE)
-        ranked = found.hits
-        if found.calls < depth:
-            reason = f"{seconds:g} s passed after {found.calls} of {len(hits)} hits"
+        found = _pointwise.rank(hits, left, lambda items: fitting(items, read), lambda score, say: score, AT_ONCE)
+        ranked, failure = found.hits, found.failure
+        if found.calls < depth and found.reason:
+            reason = found.reason
+            if limits.seconds is not None and left.seconds is not None:  # what it says of those that were left
+                reason = reason.replace(f"{left.seconds:g} s passed", f"{limits.seconds:g} s passed")
+            if reason.startswith("tokens limit"):
+                so_far = f"{found.calls} of {len(hits)} hits"
+                reason = f"tokens limit: {spent + found.tokens} of {limits.tokens} after {so_far}"
         if found.calls and unusable == TEAM * found.calls:
             ranked, reason = tuple(hits), f"none of {unusable} answers holds a score: the first stage's order"
+            failure = failure or no_verdict(reason)
         return Ranking(
             hits=ranked,
             calls=SETUP + TEAM * found.calls,
@@ -174,6 +192,7 @@ class MCRanker(Reranker):
             repaired=repaired + unusable,
             complete=reason is None,
             reason=reason,
+            failure=failure,
         )
 
     def estimate(self, n: int) -> Cost:
@@ -182,16 +201,32 @@ class MCRanker(Reranker):
         return Cost(calls=calls, tokens=calls * PROMPT_TOKENS)
 
     def _team(self, query: str, sample: Item) -> tuple[list[Member], int, int]:
-        """The team with its criteria, how much of it was not the model's, and the tokens that took."""
-        step(0, SETUP, "calls")
-        text = as_data(searchable_text(sample), PASSAGE_CHARACTERS)
-        asking = RECRUIT.format(query=query, sample=text, count=RECRUITS)
-        [answer] = self._lm.generate([[asking]], RECRUIT_TOKENS)
+        """The team with its criteria, how much of it was not the model's, and the tokens that took.
+
+        Raises:
+            Ended: the model failed.
+        """
+
+        def asked(some: Sequence[str], share: float) -> list[tuple[str, str]]:
+            shown = [as_data(one, int(PASSAGE_CHARACTERS * share)) for one in some]
+            told = [RECRUIT.format(query=query, sample=one, count=RECRUITS) for one in shown]
+            return list(zip(told, self._lm.generate([[one] for one in told], RECRUIT_TOKENS), strict=True))
+
+        going = partial(step, 0, SETUP, "calls")
+        going()
+        [(asking, answer)] = answered(
+            lambda: fitting([searchable_text(sample)], asked), f"0 of {SETUP} calls about the query", going
+        )
         named = recruits(answer)
         team = [*named, *PLAIN[: RECRUITS - len(named)], LINGUIST]
-        step(1, SETUP, "calls")
+        going = partial(step, 1, SETUP, "calls")
+        going()
         prompts = [WRITE.format(name=one.name, description=one.description, query=query) for one in team]
-        written = self._lm.generate([[prompt] for prompt in prompts], CRITERIA_TOKENS)
+        written = answered(
+            lambda: self._lm.generate([[prompt] for prompt in prompts], CRITERIA_TOKENS),
+            f"1 of {SETUP} calls about the query",
+            going,
+        )
         found = [criteria(one) for one in written]
         ready = [replace(one, criteria=own) if own else one for one, own in zip(team, found, strict=True)]
         repaired = RECRUITS - len(named) + sum(not own for own in found)

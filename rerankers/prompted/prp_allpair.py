@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ...retrievers.lm_transformers import TransformersLM
 from ..base import Cost, Limits, Ranking, Reranker
 from . import _pairwise
 from ._pairwise import Mode, Pairs, Placed, Spent
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 class PRPAllPair(Reranker):
     """Orders hits by the share of comparisons that each wins, a tie being half a win; 0 to 1.
 
-    A model that contradicts itself on every pair leaves the first stage's order, each passage with a score of 1/2.
+    A model that contradicts itself on every pair leaves the first stage's order and scores, and the ranking says so.
 
     Args:
         lm: any language model that gives scores of next tokens, or that writes answers.
@@ -54,7 +53,7 @@ class PRPAllPair(Reranker):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> PRPAllPair:
-        return cls(TransformersLM.tiny(seed))
+        return cls(_pairwise.scripted(seed))
 
     def rank(self, query: Query, hits: Sequence[Hit], limits: Limits | None = None) -> Ranking:
         """A permutation of `hits`. What a limit leaves unasked counts as a tie.

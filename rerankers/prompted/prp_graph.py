@@ -95,7 +95,7 @@ class PRPGraph(Reranker):
                 tournament(pairs, self._rounds)
             return _pairwise.by_score(self._scores(edges(pairs), [hit.score for hit in hits[: pairs.n]]))
 
-        return _pairwise.rank(self._lm, "score", query, hits, limits, self.estimate, order)
+        return _pairwise.rank(self._lm, "score", query, hits, limits, self.estimate, order, decided)
 
     def estimate(self, n: int) -> Cost:
         """At most N R / 2 pairs, two calls each; a passage that has met all who are still free waits for a round."""
@@ -103,13 +103,9 @@ class PRPGraph(Reranker):
         return Cost(calls, calls * _pairwise.PROMPT_TOKENS)
 
     def _scores(self, weights: np.ndarray, before: Sequence[float]) -> list[float]:
-        n = len(before)
-        if np.array_equal(weights, weights.T):
-            graph = np.full(n, 1 / n)
-        else:
-            # Without loops each of two passages hands all it has to the other, whoever won.
-            looped = weights + np.diag(weights.sum(axis=0)) if self._loops or n == 2 else weights
-            graph = pagerank(looped, np.array(first_stage(before)))
+        # Without loops each of two passages hands all it has to the other, whoever won.
+        looped = weights + np.diag(weights.sum(axis=0)) if self._loops or len(before) == 2 else weights
+        graph = pagerank(looped, np.array(first_stage(before)))
         if self._alpha < 1:
             graph = self._alpha * stretched(graph) + (1 - self._alpha) * stretched(np.array(before))
         return [float(score) for score in np.round(graph, 9)]
@@ -169,6 +165,12 @@ def edges(pairs: Pairs) -> np.ndarray:
                 weights[j, i] = round(pairs.preference(i, j), DIGITS)
                 weights[i, j] = round(pairs.preference(j, i), DIGITS)
     return weights
+
+
+def decided(pairs: Pairs) -> bool:
+    """Whether the two answers about any pair differ in how much they prefer the one shown first: PageRank sees that."""
+    weights = edges(pairs)
+    return not np.array_equal(weights, weights.T)
 
 
 def pagerank(weights: np.ndarray, personal: np.ndarray, damping: float = DAMPING) -> np.ndarray:

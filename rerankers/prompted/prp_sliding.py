@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ...retrievers.lm_transformers import TransformersLM
 from ..base import Cost, Limits, Ranking, Reranker
 from . import _pairwise
 from ._pairwise import Mode, Pairs, Placed, Spent
@@ -57,7 +56,7 @@ class PRPSliding(Reranker):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> PRPSliding:
-        return cls(TransformersLM.tiny(seed))
+        return cls(_pairwise.scripted(seed))
 
     def rank(self, query: Query, hits: Sequence[Hit], limits: Limits | None = None) -> Ranking:
         """A permutation of `hits`. With a limit of calls or seconds, one pass ends before the next begins.

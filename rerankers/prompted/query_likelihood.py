@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 from ...errors import Unsupported
 from ...retrievers.lm import LM, require
 from ...retrievers.lm_transformers import TransformersLM
+from ...retrievers.readers.base import clean
 from ...retrievers.searchable import searchable_text
 from .. import _pointwise
+from .._failing import fitting
 from .._pointwise import Read
 from ..base import Cost, Limits, Ranking, Reranker
 
@@ -70,6 +72,9 @@ class QueryLikelihood(Reranker):
     def rank(self, query: Query, hits: Sequence[Hit], limits: Limits | None = None) -> Ranking:
         """A permutation of `hits`; a time limit is looked at before every eighth passage.
 
+        A passage longer than `PASSAGE_CHARACTERS`, or than the model reads, is read as far as that goes, from its
+        beginning.
+
         Raises:
             Unsupported: a query without text.
         """
@@ -77,13 +82,18 @@ class QueryLikelihood(Reranker):
             raise Unsupported("Query likelihood needs text, and the query has `None`.", "Ask with text.")
         target = f" {query.text[:QUERY_CHARACTERS]}"
 
-        def read(items: Sequence[Item]) -> list[Read]:
-            prompts = [[PROMPT.format(passage=searchable_text(item)[:PASSAGE_CHARACTERS])] for item in items]
+        def read(items: Sequence[Item], share: float) -> list[Read]:
+            texts = [clean(searchable_text(item)[:PASSAGE_CHARACTERS])[0] for item in items]
+            prompts = [[PROMPT.format(passage=text[: int(PASSAGE_CHARACTERS * share)])] for text in texts]
             found = self._lm.logprobs(prompts, [target] * len(prompts))
             return [Read(one.mean, len(one.tokens)) for one in found]
 
         at_once = UNHURRIED if limits is None or limits.seconds is None else AT_ONCE
-        return _pointwise.rank(hits, limits, read, lambda score, say: score + self._prior * say, at_once)
+
+        def blend(score: float, say: float) -> float:
+            return score + self._prior * say
+
+        return _pointwise.rank(hits, limits, lambda items: fitting(items, read), blend, at_once)
 
     def estimate(self, n: int) -> Cost:
         """One call and about 250 tokens per hit."""

@@ -69,7 +69,7 @@ class RankGPT(Reranker):
         return cls(ScriptedLM(lambda prompt: scripted(prompt, seed), can=["generate"]))
 
     def rank(self, query: Query, hits: Sequence[Hit], limits: Limits | None = None) -> Ranking:
-        """A permutation of `hits`; see `_listwise.slide` for the limits.
+        """A permutation of `hits`; see `_listwise.slide` for the limits, and for passages that are too long.
 
         Raises:
             Unsupported: a query without text.

@@ -22,6 +22,7 @@ from ...retrievers.lm import LM, LogProbs, Prompt, require
 from ...retrievers.lm_transformers import TransformersLM
 from ...retrievers.searchable import searchable_text
 from .. import _pointwise
+from .._failing import fitting
 from .._pointwise import Read
 from ..base import Cost, Limits, Ranking, Reranker
 from ._listwise import asked, line, tokens_of
@@ -48,6 +49,9 @@ class ReverseLikelihood(Reranker):
     Scores are nats, above 0 where the hit makes the query likelier than nothing does. A picture goes to the model as an
     image where it reads images, else by its text; without text it then keeps its place.
 
+    Attributes:
+        looks: whether the model reads images.
+
     Raises:
         Unsupported: the model gives no log-probabilities.
     """
@@ -55,6 +59,7 @@ class ReverseLikelihood(Reranker):
     def __init__(self, lm: LM) -> None:
         require(lm, "logprobs")
         self._lm = lm
+        self.looks = "images" in lm.can
 
     @classmethod
     def load(cls, card: Card, parts: Parts) -> ReverseLikelihood:
@@ -72,6 +77,9 @@ class ReverseLikelihood(Reranker):
     def rank(self, query: Query, hits: Sequence[Hit], limits: Limits | None = None) -> Ranking:
         """A permutation of `hits`; a time limit is looked at before every eighth hit. The prior is one of the calls.
 
+        A passage longer than `PASSAGE_CHARACTERS`, or than the model reads, is read as far as that goes, from its
+        beginning; a picture that cannot be read, or is too much for the model, by its text.
+
         Raises:
             Unsupported: a query without text, or pictures without text alone for a model that reads no images.
         """
@@ -83,10 +91,10 @@ class ReverseLikelihood(Reranker):
             )
         prior: list[float] = []
 
-        def read(items: Sequence[Item]) -> list[Read]:
+        def read(items: Sequence[Item], share: float) -> list[Read]:
             if not prior:
                 prior.append(self._lm.logprobs([[BORDER]], [target])[0].sum)
-            prompts = [self._prompt(item) for item in items]
+            prompts = [self._prompt(item, share) for item in items]
             known = [prompt for prompt in prompts if prompt]
             told = iter(self._lm.logprobs(known, [target] * len(known)) if known else ())
             return [_read(prompt, next(told), prior[0]) if prompt else Read(None, 0) for prompt in prompts]
@@ -94,20 +102,20 @@ class ReverseLikelihood(Reranker):
         limits = limits or Limits()
         if limits.calls:
             limits = replace(limits, calls=limits.calls - 1)
-        found = _pointwise.rank(hits, limits, read, lambda score, say: score, AT_ONCE)
+        found = _pointwise.rank(hits, limits, lambda items: fitting(items, read), lambda score, say: score, AT_ONCE)
         return replace(found, calls=found.calls + len(prior))
 
     def estimate(self, n: int) -> Cost:
         """One call and about 250 tokens per hit, and one call for the prior."""
         return Cost(calls=n + 1, tokens=n * PASSAGE_TOKENS) if n > 1 else Cost(calls=0, tokens=0)
 
-    def _prompt(self, item: Item) -> Prompt | None:
+    def _prompt(self, item: Item, share: float = 1.0) -> Prompt | None:
         """What the model reads of a hit; None where it can read nothing."""
-        if item.media is not None and item.modality in PICTURES and "images" in self._lm.can:
+        if item.media is not None and item.modality in PICTURES and self.looks and share == 1:
             return [item.media, BORDER]
         if item.modality in PICTURES and not item.text.strip():
             return None
-        return [line(searchable_text(item), PASSAGE_CHARACTERS) + BORDER]
+        return [line(searchable_text(item), int(PASSAGE_CHARACTERS * share)) + BORDER]
 
 
 def _read(prompt: Prompt, likely: LogProbs, prior: float) -> Read:

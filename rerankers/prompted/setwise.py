@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ from ...errors import BadInput
 from ...progress import step as report
 from ...retrievers.lm import LM, Prompt, ScriptedLM, require
 from ...retrievers.searchable import searchable_text
+from .._failing import Ended, Tokens, answered, no_verdict
 from ..base import Cost, Limits, Ranking, Reranker
 from . import _listwise
 from ._listwise import LETTERS
@@ -104,9 +106,10 @@ class Setwise(Reranker):
         return cls(ScriptedLM(can=["logits"]))
 
     def rank(self, query: Query, hits: Sequence[Hit], limits: Limits | None = None) -> Ranking:
-        """A permutation of `hits`; limits of calls and time are looked at before each call.
+        """A permutation of `hits`; limits of calls, time and tokens are looked at before each call.
 
-        A heap that a limit ends early gives the places it had found, bubbles the order they had made.
+        A heap that a limit or a failure ends early gives the places it had found, bubbles the order they had made. A
+        passage longer than `words`, or than the model reads, is read as far as that goes, from its beginning.
 
         Raises:
             Unsupported: a query without text.
@@ -121,19 +124,21 @@ class Setwise(Reranker):
         total = self._calls(depth)
         judge = Judge(lambda places: self._ask(text, [passages[place] for place in places]), limits, total)
         order: list[int] = []
+        failure = None
         try:
             if self._sort == "heapsort":
                 order.extend(heapsort(depth, self._top, self._children, judge.best))
             else:
                 order.extend(range(depth))
                 bubblesort(order, self._top, self._children, judge.best)
-        except OutOfBudget as ended:
-            reason = str(ended)
+        except Ended as ended:
+            reason, failure = str(ended), ended.failure
         if judge.calls and judge.repaired == judge.calls:
-            reason = f"{judge.repaired} of {judge.calls} answers had no usable verdict"
+            said = f"{judge.repaired} of {judge.calls} answers had no usable verdict"
+            reason, failure = f"{said}; {reason}" if failure else said, failure or no_verdict(said)
             order = []
-        ranked = _listwise.placed(hits, order) if order else tuple(hits)
-        return Ranking(ranked, judge.calls, judge.tokens, judge.repaired, reason is None, reason)
+        ranked = _listwise.placed(hits, order) if order and judge.calls else tuple(hits)
+        return Ranking(ranked, judge.calls, judge.tokens, judge.repaired, reason is None, reason, failure)
 
     def _ask(self, query: str, passages: Sequence[str]) -> tuple[int | None, int]:
         letters = LETTERS[: len(passages)]
@@ -143,7 +148,8 @@ class Setwise(Reranker):
 
         def read(prompt: Prompt) -> int | None:
             if self._mode == "logits":
-                return int(np.argmax(_listwise.letter_logits(self._lm, prompt, letters)))
+                logits = _listwise.letter_logits(self._lm, prompt, letters)
+                return int(np.argmax(logits)) if np.ptp(logits) > 0 else None
             return label(self._lm.generate([prompt], ANSWER_TOKENS)[0], len(passages))
 
         return _listwise.fitted(self._words, made, read)
@@ -158,10 +164,6 @@ class Setwise(Reranker):
         return Cost(calls, calls * (SET_TOKENS_PER_PASSAGE * (self._children + 1) + 60))
 
 
-class OutOfBudget(Exception):
-    """A limit was reached; the message is the ranking's `reason`."""
-
-
 class Judge:
     """Asks for the best of a set, once per set, inside the limits.
 
@@ -174,12 +176,17 @@ class Judge:
     """
 
     def __init__(self, ask: Callable[[Sequence[int]], tuple[int | None, int]], limits: Limits, total: int) -> None:
-        self.calls = self.tokens = self.repaired = 0
+        self.calls = self.repaired = 0
+        self._tokens = Tokens()
         self._ask = ask
         self._limits = limits
         self._total = total
         self._start = time.monotonic()
         self._known: dict[tuple[int, ...], int] = {}
+
+    @property
+    def tokens(self) -> int:
+        return self._tokens.spent
 
     def best(self, places: Sequence[int]) -> int:
         """The place of the most relevant passage among `places`."""
@@ -189,15 +196,17 @@ class Judge:
         return self._known[given]
 
     def _asked(self, given: tuple[int, ...]) -> int:
-        limits = self._limits
+        limits, done = self._limits, f"{self.calls} of up to {self._total} calls"
         if limits.calls is not None and self.calls >= limits.calls:
-            raise OutOfBudget(f"calls limit: {self.calls} of up to {self._total} calls")
+            raise Ended(f"calls limit: {done}")
         if limits.seconds is not None and time.monotonic() - self._start >= limits.seconds:
-            raise OutOfBudget(f"{limits.seconds:g} s passed after {self.calls} of up to {self._total} calls")
-        report(self.calls, self._total, "comparisons")
-        found, tokens = self._ask(given)
+            raise Ended(f"{limits.seconds:g} s passed after {done}")
+        self._tokens.look(limits, done)
+        going = partial(report, self.calls, self._total, "comparisons")
+        going()
+        found, tokens = answered(partial(self._ask, given), done, going)
         self.calls += 1
-        self.tokens += tokens
+        self._tokens.add(tokens)
         self.repaired += found is None
         return given[found or 0]
 

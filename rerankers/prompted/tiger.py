@@ -7,10 +7,10 @@ pictures whatever was asked; it ends when every beam leads to one picture, and w
 Backward: the found pictures are ordered by log P(text | picture). Generate or retrieve: of the best picture found and
 one freshly drawn, the one whose codes gain more from the text.
 
-As a reranker it takes hits for the gallery: hits with a picture are ordered, others keep their places. What differs
-from the paper: it runs on SEED-LLaMA and LaVIT (8 B parameters, 32 codes of 8,192, 800 beams), whose loaders are not
-here; any model that answers the three questions of `SequenceModel` will do, and `_patch_lm` is a small one of our own
-that a user trains (no weights are shipped). Pictures are drawn by the likeliest codes, without sampling.
+As a reranker it takes hits for the gallery: hits with a readable picture are ordered, others keep their places. What
+differs from the paper: it runs on SEED-LLaMA and LaVIT (8 B parameters, 32 codes of 8,192, 800 beams), whose loaders
+are not here; any model that answers the three questions of `SequenceModel` will do, and `_patch_lm` is a small one of
+our own that a user trains (no weights are shipped). Pictures are drawn by the likeliest codes, without sampling.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import BadInput, Unsupported
+from ...errors import BadInput, UnreadableFile, Unsupported
 from ...progress import step
 from ...retrievers.base import Hit
+from .._failing import Ended, Tokens, no_verdict
 from .._given import given_folder
 from ..base import Cost, Limits, Ranking, Reranker
 from ._codes import Codes, Found, ImageTokenizer, SequenceModel, Trie
@@ -32,7 +33,7 @@ from ._listwise import CHARACTERS_PER_TOKEN, asked, depth_of, finite
 
 if TYPE_CHECKING:
     from ...manifests.registry import Card
-    from ...retrievers.base import Query
+    from ...retrievers.base import Item, Query
     from ...retrievers.parts import Parts
 
 BEAMS = 800
@@ -92,6 +93,7 @@ class TIGeR(Reranker):
         self._beams = beams
         self._weight = weight
         self._reverse = reverse
+        self.looks = True
 
     @classmethod
     def load(cls, card: Card, parts: Parts) -> TIGeR:
@@ -116,7 +118,7 @@ class TIGeR(Reranker):
     def rank(self, query: Query, hits: Sequence[Hit], limits: Limits | None = None) -> Ranking:
         """A permutation of `hits`. One call is one sequence read; limits of calls and depth cut the list beforehand.
 
-        A time limit is looked at between steps: the beams as they are then, or the forward order, decide.
+        Limits of time and tokens are looked at between steps: the beams as they are then, or the forward order, decide.
 
         Raises:
             BadInput: a score that is not a number, or a negative limit.
@@ -127,19 +129,19 @@ class TIGeR(Reranker):
         if len(hits) < 2:
             return Ranking(tuple(hits))
         depth, reason = self._depth(len(hits), limits)
-        gallery = _gallery(self._tokenizer.encode([hit.item for hit in hits[:depth]]))
+        gallery = _gallery(_codes_of(self._tokenizer, [hit.item for hit in hits[:depth]]))
         if not gallery:
             said = reason or f"none of {len(hits)} hits has a picture"
-            return Ranking(tuple(hits), complete=False, reason=said)
-        meter = _Meter(self._model, limits.seconds, len(gallery) * self._calls_per_picture())
+            return Ranking(tuple(hits), complete=False, reason=said, failure=None if reason else no_verdict(said))
+        meter = _Meter(self._model, limits, len(gallery) * self._calls_per_picture())
         trie, found = Trie(gallery), Found()
         try:
             for known in forward(meter, text, trie, self._beams, self._weight):
                 found = known
             if self._reverse:
                 found = backward(meter, text, found)
-        except _Spent as spent:
-            reason = str(spent)
+        except Ended as ended:
+            reason = str(ended)
         placed = [(place, score) for codes, score in found for place in trie.places(codes)]
         placed.sort(key=lambda one: (-one[1], one[0]))
         ranked = _merged(hits, placed, {place for place, _ in gallery} | set(range(depth, len(hits))))
@@ -226,17 +228,17 @@ def retrieves(found: float, drawn: float) -> bool:
     return found >= drawn
 
 
-class _Spent(Exception):
-    """The time is over."""
-
-
 class _Meter:
     """A `SequenceModel` that counts what another reads, looks at the clock, and reports progress."""
 
-    def __init__(self, model: SequenceModel, seconds: float | None, most: int) -> None:
+    def __init__(self, model: SequenceModel, limits: Limits, most: int) -> None:
         self.length, self.codes = model.length, model.codes
-        self.calls = self.tokens = 0
-        self._model, self._seconds, self._most, self._start = model, seconds, most, time.monotonic()
+        self.calls, self._tokens = 0, Tokens()
+        self._model, self._limits, self._most, self._start = model, limits, most, time.monotonic()
+
+    @property
+    def tokens(self) -> int:
+        return self._tokens.spent
 
     def next_code(self, text: str | None, prefixes: Sequence[Codes]) -> np.ndarray:
         return self._read(lambda part: self._model.next_code(text, part), prefixes, text)
@@ -252,13 +254,15 @@ class _Meter:
     ) -> np.ndarray:
         made = []
         for first in range(0, len(rows), AT_ONCE):
-            if self._seconds is not None and time.monotonic() - self._start >= self._seconds:
-                raise _Spent(f"{self._seconds:g} s passed after {self.calls} of at most {self._most} calls")
+            seconds, done = self._limits.seconds, f"{self.calls} of at most {self._most} calls"
+            if seconds is not None and time.monotonic() - self._start >= seconds:
+                raise Ended(f"{seconds:g} s passed after {done}")
+            self._tokens.look(self._limits, done)
             step(min(self.calls, self._most), self._most, "sequences")
             part = rows[first : first + AT_ONCE]
             made.append(read(part))
             self.calls += len(part)
-            self.tokens += sum(len(codes) + len(text or "") // CHARACTERS_PER_TOKEN for codes in part)
+            self._tokens.add(sum(len(codes) + len(text or "") // CHARACTERS_PER_TOKEN for codes in part))
         found = np.concatenate(made)
         if np.isnan(found).any():
             raise Unsupported("The model gives `nan` as a log-probability.", "Use the precision `float32`.")
@@ -279,6 +283,14 @@ def _grown(
         for code in allowed(prefix)
     ]
     return sorted(grown, key=lambda one: (-one[1], one[0]))[:beams]
+
+
+def _codes_of(tokenizer: ImageTokenizer, items: Sequence[Item]) -> list[Codes | None]:
+    """The codes of each item's picture; None as well where its file cannot be read."""
+    try:
+        return tokenizer.encode(items)
+    except UnreadableFile:
+        return [None] if len(items) == 1 else [one for item in items for one in _codes_of(tokenizer, [item])]
 
 
 def _gallery(told: Sequence[Codes | None]) -> list[tuple[int, Codes]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from ...manifests.registry import card, cards
 from ...progress import step
 from ...refiners.base import Budget, plain
 from ...refiners.tokens import count
+from ...rerankers.base import measured
 from ...retrievers.base import Query
 from ..stages import Stages
 from .baselines import NO_COMPRESSION, baselines
@@ -183,7 +185,7 @@ def _cases(questions: Questions, reranker: str | None, settings: Settings) -> tu
         hits: Sequence[Hit] = question.hits()
         if ranked is not None:
             start = time.perf_counter()
-            hits = ranked.rank(Query(question.text), hits).hits
+            hits = measured(ranked.rank(Query(question.text), hits)).hits
             seconds.append(time.perf_counter() - start)
         original = count("\n\n".join(hit.item.text for hit in hits), settings.tokenizer)
         cases.append(_Case(question, hits, Facts.of(question), Places.of(question, hits), original))
@@ -260,7 +262,7 @@ def _notes(settings: Settings, ordering: str, cases: Sequence[_Case], left_out: 
     yield "`peak_rss_mb` is that of the whole process, with what libraries keep from earlier arms; baselines run first."
     yield "An answer is kept when a spelling of it, normalised as in SQuAD, stands in one passage as whole words."
     yield "`entities_kept`: names are found by a rule for English (`tools/evaluation/survival.py`), not by a model."
-    yield f"Encoder: `{settings.encoder}`; language model of perplexity systems: `{settings.lm}`."
+    yield f"Encoder: `{settings.encoder}`; language model of perplexity systems: `{Path(settings.lm).name}`."
 
 
 def _placed(cases: Sequence[_Case]) -> Iterator[str]:

@@ -16,7 +16,7 @@ import numpy as np
 from ... import progress
 from ...errors import BadInput
 from ...manifests.registry import Card, card
-from ...rerankers.base import Limits, Reranker
+from ...rerankers.base import Limits, Reranker, measured
 from ...retrievers.base import Hit, Item, Query, Source
 from ...retrievers.loading import computed_in
 from ...retrievers.stores.milvus import MilvusStore
@@ -192,7 +192,8 @@ def _reranked(
         progress.step(done, len(first.hits), f"queries, {system.id}")
         hits = [Hit(items[key], score) for key, score in pairs]
         start = time.perf_counter()
-        order = reranker.rank(Query(collection.queries[query].text), hits, Limits(depth=settings.rerank_depth))
+        limits = Limits(depth=settings.rerank_depth)
+        order = measured(reranker.rank(Query(collection.queries[query].text), hits, limits))
         ms[query] = 1000 * (time.perf_counter() - start)
         ranked[query] = [hit.item.id for hit in order.hits]
     values = _values(ranked, library, collection)
