@@ -50,7 +50,8 @@ manifests: $(VENV)/.installed-test,check
 mcpb: dist
 	$(PY) .ci/manifests.py bundle $$(ls dist/triptych-*.whl) dist/triptych.mcpb
 
-# Other people's clients and validators, each in an environment of its own under CLIENTS_ENV.
+# Other people's clients and validators, each in an environment of its own under CLIENTS_ENV (.cache/clients/made). What
+# cannot be installed fails; check-ci-clients are those few that .ci/run runs. One alone: python tests/clients/check.py NAME
 check-clients: $(VENV)/.installed-test,check
 	$(PULL)
 	$(PY) tests/clients/check.py all

@@ -122,6 +122,10 @@ class View:
     kept: bool = False
 
 
+ELSEWHERE = ("proof", "pruner", "compress", "bench_growth", "bench_store", "bench_embedding")
+"""Names and kinds of results that README leaves to docs/compression.md, docs/systems.md and docs/measured.md."""
+ON_THE_PAGE = ("compress_multidoc20",)
+"""Of these, the ones that it shows all the same."""
 TIMES = ("p50", "p95")
 RANKED = ("nDCG@10", "MRR@10", "recall@100", "ms_p50", "s_per_query")
 
@@ -267,7 +271,8 @@ def parts(found: Sequence[Result]) -> Iterator[str]:
         )
         yield report.table(["asked → searched", "data", "metric", *COLUMNS, "by luck"], rows, text=3)
     for one in found:
-        if one.name not in {row.result for row in SEARCHED} or _reranks(one):
+        apart = {one.name, one.kind} & set(ELSEWHERE) and one.name not in ON_THE_PAGE
+        if not apart and (one.name not in {row.result for row in SEARCHED} or _reranks(one)):
             yield from _shown(one)
     if found:
         yield "Every arm, every metric and every paired test: [docs/measured.md](docs/measured.md)."

@@ -10,8 +10,10 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mcp.server.apps import APP_MIME_TYPE, Apps
 from mcp.server.auth.middleware.auth_context import get_access_token
 from mcp.server.caching import CacheHint
+from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
@@ -27,6 +29,7 @@ from mcp_types import (
 
 from .. import __version__
 from ..errors import BadInput, Forbidden, NotFound, TriptychError
+from . import viewer
 from .doors import INSTRUCTIONS, Door, doors
 from .jobs import Jobs
 from .limits import TooMany
@@ -40,7 +43,6 @@ from .tokens import WRITE
 
 if TYPE_CHECKING:
     from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
-    from mcp.server.lowlevel.helper_types import ReadResourceContents
     from mcp_types import GetPromptResult, ListResourcesResult, PaginatedRequestParams, ResourceTemplate
     from mcp_types import Prompt as ListedPrompt
     from pydantic import AnyUrl
@@ -98,6 +100,7 @@ class App(MCPServer[Any]):
             instructions=INSTRUCTIONS,
             log_level="WARNING",
             cache_hints={"tools/list": CacheHint(ttl_ms=TOOLS_TTL_MS, scope="public")},
+            extensions=[_pages()],
             middleware=[_rated(service.limits.rate), *([_once_ready(on_ready)] if on_ready else ())],
         )
         self.service = service
@@ -111,6 +114,8 @@ class App(MCPServer[Any]):
     async def read_resource(
         self, uri: AnyUrl | str, context: Context[Any, Any] | None = None
     ) -> list[ReadResourceContents]:
+        if str(uri) == viewer.URI:
+            return [ReadResourceContents(content=viewer.html(), mime_type=APP_MIME_TYPE)]
         return await self._reading.read(str(uri), context)
 
     async def list_prompts(self) -> list[ListedPrompt]:
@@ -225,6 +230,20 @@ def client_of(ctx: ServerRequestContext[Any, Any]) -> str:
     return f"address {peer.host}" if peer is not None else "stdio"
 
 
+def _pages() -> Apps:
+    """Says to hosts that there is a page to show; it is read as any other resource."""
+    apps = Apps()
+    apps.add_html_resource(viewer.URI, viewer.html(), name="viewer", title="Kept, cut and dropped")
+    return apps
+
+
+def _hints(door: Door, settings: Settings) -> dict[str, Any] | None:
+    """What single hosts want to know of a tool: which page shows its answers, and how long these may be."""
+    page = {"ui": {"resourceUri": viewer.URI}} if door.name == "retrieve" else {}
+    room = {"anthropic/maxResultSizeChars": settings.result_chars} if door.heavy or door.name == "fetch" else {}
+    return {**page, **room} or None
+
+
 def _listed(door: Door, settings: Settings) -> Tool:
     return Tool(
         name=door.name,
@@ -232,6 +251,7 @@ def _listed(door: Door, settings: Settings) -> Tool:
         description=door.description,
         input_schema=door.input_schema(settings),
         output_schema=door.output_schema(),
+        _meta=_hints(door, settings),
         annotations=ToolAnnotations(
             read_only_hint=not door.writes,
             destructive_hint=door.destroys,
@@ -243,7 +263,8 @@ def _listed(door: Door, settings: Settings) -> Tool:
 
 def _result(answer: Any) -> CallToolResult:
     content: list[ContentBlock] = [TextContent(text=answer.text)]
-    meta = {"triptych": answer.trace} if answer.trace else None
+    # What has a trace is text from files: whoever reads programs' half knows it by this mark.
+    meta = {"triptych": {**answer.trace, "untrusted": True}} if answer.trace else None
     if answer.image is None:
         return CallToolResult(content=content, structured_content=answer.data, _meta=meta)
     # Some assistants show only the structured half, so a picture must come without one.

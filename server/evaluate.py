@@ -7,6 +7,7 @@ the result as JSON, the table as Markdown, and plots.
 from __future__ import annotations
 
 import functools
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,9 +95,11 @@ def retrieval(
 )
 @click.option("--minutes", type=float, metavar="N", help="Begin no query after N minutes; 0: show what is done so far.")
 @click.option("--name", default="", help="Added to the name of the result's file.")
+@click.option("--note", "notes", multiple=True, metavar="TEXT", help="Added to the result's notes; can be repeated.")
 def rerank(
     run: Run, data: Path, run_file: Path, rerankers: tuple[str, ...], top: int, part: str, orders: str,
-    resume: Path | None, minutes: float | None, name: str, limit: int | None, seed: int, command: str,
+    resume: Path | None, minutes: float | None, name: str, notes: tuple[str, ...], limit: int | None, seed: int,
+    command: str,
 ) -> Result:  # fmt: skip
     """What rerankers make of a run: before, after, cost, and the same run reversed and shuffled."""
     from ..tools.evaluation import datasets, rerank
@@ -110,7 +113,7 @@ def rerank(
     return rerank.evaluate(
         collection, candidates, run_file.stem, rerankers or (run.settings().reranker,), top=top,
         settings=run.settings(), seed=seed, command=command, orders=[one.strip() for one in orders.split(",")],
-        resume=resume, minutes=minutes, name=name,
+        resume=resume, minutes=minutes, name=name, notes=notes,
     )  # fmt: skip
 
 
@@ -177,7 +180,8 @@ def _need_extra() -> None:
 def _command() -> str:
     """The command line of this run, files and folders by their names alone."""
     options = (word.partition("=") for word in sys.argv[1:])
-    return " ".join(["triptych", *(f"{Path(name).name}{sign}{Path(value).name}" for name, sign, value in options)])
+    words = (f"{Path(name).name}{sign}{Path(value).name}" for name, sign, value in options)
+    return shlex.join(["triptych", *words])
 
 
 def _written(result: Result, out: Path) -> list[str]:

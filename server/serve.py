@@ -1,4 +1,4 @@
-"""`triptych mcp`: put roots, libraries, background work and a transport together, and take them apart again."""
+"""`triptych mcp` and `triptych ui`: put roots, libraries, background work and a transport together, and apart again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import atexit
 import functools
 import logging
 import os
+import secrets
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,8 +83,22 @@ def serve(settings: Settings, plan: Plan, stdout: Stdout) -> None:
     served = Served(settings, plan)
     with served.running():
         served.start.begin()
-        application = web.application(served.app, access, served.state, settings.message_bytes, served.busy)
+        application = web.application(served.app, access, served.state, settings.message_bytes)
         web.serve(application, access)
+
+
+def show(settings: Settings, plan: Plan) -> None:
+    """Serve the result viewer to browsers of this machine until a signal comes."""
+    from . import viewer, web
+
+    logs.begin(as_json=plan.log_json)
+    key = secrets.token_urlsafe(24)
+    served = Served(settings, plan)
+    with served.running():
+        served.start.begin()
+        application = viewer.application(served.app, key, plan.port)
+        told = f"Open http://127.0.0.1:{plan.port}/?key={key}"
+        web.serve(application, _access(plan), told=told)
 
 
 def _access(plan: Plan) -> Any:
@@ -123,7 +138,7 @@ def worker(settings: Settings, plan: Plan, access: Any) -> Any:
 
     logs.begin(as_json=plan.log_json)
     served = Served(settings, plan)
-    application = web.application(served.app, access, served.state, settings.message_bytes, served.busy)
+    application = web.application(served.app, access, served.state, settings.message_bytes)
     served.start.begin()
     atexit.register(served.end)
     return application
@@ -153,10 +168,6 @@ class Served:
         """`loading` until the models are there, then `ready`."""
         waiting = any(self.jobs.pending(kind) for kind in ("pull", "warm"))
         return "loading" if waiting else "ready"
-
-    def busy(self) -> int:
-        """How many calls are under way."""
-        return self.app.service.limits.crowd.inside
 
     def end(self) -> bool:
         """Stop background work and close the libraries. False when a job would not stop in time."""

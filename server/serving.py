@@ -1,4 +1,4 @@
-"""The commands that serve: `mcp`, and `token`, which makes what clients over HTTP show."""
+"""The commands that serve: `mcp`, `ui`, and `token`, which makes what clients over HTTP show."""
 
 from __future__ import annotations
 
@@ -44,13 +44,34 @@ def mcp(run: Run, library: str | None, quality: str | None, **options: Any) -> N
     Over HTTP a token can stand in the environment as TRIPTYCH_MCP_TOKEN.
     """
     run.out.stdout.reserve()
+    serve = _server()
+    serve.serve(run.settings(quality=quality), serve.Plan(library=library, **options), run.out.stdout)
+
+
+@command("ui", library=False)
+@click.option("--root", "roots", multiple=True, metavar="DIR", help="Folder to show; indexed in the background.")
+@click.option("--library", help="Library to show (default: the one of the roots, else `default`).")
+@click.option("--port", type=click.IntRange(1, 65535), default=8321, show_default=True)
+@click.option("--no-index", is_flag=True, help="Do not index the roots at start.")
+@click.option("--pull", is_flag=True, help="Download missing model weights first.")
+def ui(run: Run, library: str | None, port: int, **options: Any) -> None:
+    """Ask and look at answers in a browser on this machine: kept and cut words, pages, budgets.
+
+    The address stands on stderr; it holds a key that is new at every start.
+    """
+    serve = _server()
+    serve.show(run.settings(), serve.Plan(library=library, transport="http", port=port, **options))
+
+
+def _server() -> Any:
+    """The module that serves, which needs the extra `mcp`."""
     try:
         from . import serve
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("mcp", "mcp_types"):
             raise
         raise MissingExtra("The package `mcp` is not installed.", "Run `pip install 'triptych[mcp]'`.") from None
-    serve.serve(run.settings(quality=quality), serve.Plan(library=library, **options), run.out.stdout)
+    return serve
 
 
 @command("token", library=False)

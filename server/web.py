@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 PATH = "/mcp"
 OPEN = ("/health", "/ready")
-GRACE_S = 15
+GRACE_S = 30
 """How long a server that was asked to stop waits for calls under way."""
+LISTENING = "subscriptions/listen"
 TICK_S, QUIET_TICKS = 0.2, 3
 """A server is idle when no call was under way for three ticks: one may have come in just before the signal."""
 KNOWN_ALIVE_S = 60
@@ -132,21 +133,14 @@ class Tokens:
         )
 
 
-def application(
-    app: MCPServer[Any],
-    access: Access,
-    state: Callable[[], str],
-    message_bytes: int,
-    busy: Callable[[], int] = lambda: 0,
-) -> ASGIApp:
+def application(app: MCPServer[Any], access: Access, state: Callable[[], str], message_bytes: int) -> ASGIApp:
     """The whole application.
 
     Args:
         state: `ready` or `loading`.
         message_bytes: the largest body.
-        busy: how many calls are under way: they are answered before the server ends.
     """
-    # By default every stream is cut when a signal comes.
+    # A call under way is answered before the server ends; by default its stream would be cut.
     AppStatus.enable_automatic_graceful_drain = False
     _add_states(app, state)
     security = access.security()
@@ -157,7 +151,7 @@ def application(
         max_request_body_size=message_bytes,
         transport_security=security,
     )
-    guarded = _Guard(inner, access, security, busy)
+    guarded = _Guard(inner, access, security)
     if not access.origins:
         return guarded
     return CORSMiddleware(
@@ -172,11 +166,9 @@ def application(
 class _Guard:
     """Hosts and origins before anything else, then the token, then the protocol. Only the states are open to all."""
 
-    def __init__(
-        self, inner: ASGIApp, access: Access, security: TransportSecuritySettings, busy: Callable[[], int]
-    ) -> None:
+    def __init__(self, inner: ASGIApp, access: Access, security: TransportSecuritySettings) -> None:
         self._inner = inner
-        self._busy = busy
+        self._calls = 0
         self._watcher: asyncio.Task[None] | None = None
         self._security = TransportSecurityMiddleware(security)
         self._known = inner
@@ -189,19 +181,24 @@ class _Guard:
         if scope["type"] != "http" or scope["path"] in OPEN:
             await self._inner(scope, receive, send)
             return
-        self._watcher = self._watcher or asyncio.create_task(_end_streams(self._busy))
-        refusal = await self._security.validate_request(Request(scope))
-        await (refusal or self._known)(scope, receive, send)
+        self._watcher = self._watcher or asyncio.create_task(self._end_streams())
+        request = Request(scope)
+        refusal = await self._security.validate_request(request)
+        call = request.method == "POST" and request.headers.get("mcp-method") != LISTENING
+        self._calls += call
+        try:
+            await (refusal or self._known)(scope, receive, send)
+        finally:
+            self._calls -= call
 
-
-async def _end_streams(busy: Callable[[], int]) -> None:
-    """Once the server is to end and no call is under way, end the streams on which clients only listen."""
-    quiet = 0
-    while quiet < QUIET_TICKS:
-        await asyncio.sleep(TICK_S)
-        server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)  # uvicorn's own handler, while it serves
-        quiet = quiet + 1 if getattr(server, "should_exit", False) and not busy() else 0
-    AppStatus.should_exit = True
+    async def _end_streams(self) -> None:
+        """Once the server is to end and no call is under way, end the streams on which clients only listen."""
+        quiet = 0
+        while quiet < QUIET_TICKS:
+            await asyncio.sleep(TICK_S)
+            server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)  # uvicorn's, while it serves
+            quiet = quiet + 1 if getattr(server, "should_exit", False) and not self._calls else 0
+        AppStatus.should_exit = True
 
 
 def _add_states(app: MCPServer[Any], state: Callable[[], str]) -> None:
@@ -220,11 +217,12 @@ def _add_states(app: MCPServer[Any], state: Callable[[], str]) -> None:
     app.custom_route("/ready", methods=["GET"], name="ready")(ready)
 
 
-def serve(app: ASGIApp | Callable[[], ASGIApp], access: Access, workers: int = 1) -> None:
+def serve(app: ASGIApp | Callable[[], ASGIApp], access: Access, workers: int = 1, told: str = "") -> None:
     """Serve until a signal comes; calls under way are answered first.
 
     Args:
         app: the application; with several workers a picklable function that makes it, which each of them calls.
+        told: a line for whoever started it, once it listens; without one, the protocol's address.
 
     Raises:
         BadInput: the port is taken, or not allowed.
@@ -234,7 +232,7 @@ def serve(app: ASGIApp | Callable[[], ASGIApp], access: Access, workers: int = 1
 
     with _listening(access) as listener:
         host = f"[{access.host}]" if ":" in access.host else access.host
-        sys.stderr.write(f"Serving on http://{host}:{access.port}{PATH}\n")
+        sys.stderr.write(f"{told or f'Serving on http://{host}:{access.port}{PATH}'}\n")
         sys.stderr.flush()
         config = uvicorn.Config(
             app,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import importlib
 import importlib.util
+import io
 import json
 import os
 import stat
@@ -645,3 +647,89 @@ def test_the_bundle_starts_a_server_over_the_chosen_folders(tmp_home: Path, tmp_
     names, text = asyncio.run(ask())
     assert names == [tool["name"] for tool in manifest["tools"]]
     assert "4 litres" in text and "note.txt" in text
+
+
+# --- the checks with real clients -------------------------------------------------------------------------------------
+
+
+def part(name: str) -> Any:
+    """A module of `tests/clients`, which is no package."""
+    folder = str(CHECKOUT / "tests" / "clients")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(name)
+
+
+def test_what_cannot_be_installed_fails_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environments = part("environments")
+    (tmp_path / "python").mkdir()
+    (tmp_path / "python" / "nobody.txt").write_text("a-package-that-nobody-has==1\n")
+    monkeypatch.setattr(environments, "HERE", tmp_path)
+    monkeypatch.setattr(environments, "BASE", tmp_path / "made")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(environments.Failed, match="`nobody` cannot be installed here"):
+        environments.python("nobody")
+
+
+def test_a_report_that_lacks_something_is_refused() -> None:
+    plan = part("plan")
+    row = {"n": 1, "id": "a", "title": "t", "where": plan.SOURCE, "text": f"It burns {plan.FACT} of oil."}
+    long = {"passages": [{**row, "text": "one two three " * 4000}], "dropped": 3}
+    with Image.new("RGB", (80, 80)) as drawn:
+        page = io.BytesIO()
+        drawn.save(page, "PNG")
+    good = {
+        "tools": plan.TOOLS,
+        "retrieve": f"<data>{json.dumps({'passages': [row], 'dropped': 0})}</data>",
+        "images": [base64.b64encode(page.getvalue()).decode()],
+        "error": f"There is no passage `{plan.NOWHERE}`.",
+        "long": json.dumps(long),
+    }
+    plan.judge(good)
+    lacking: list[dict[str, Any]] = [
+        {"tools": plan.TOOLS[1:]},
+        {"retrieve": json.dumps({"passages": [], "dropped": 0})},
+        {"retrieve": "cut {"},
+        {"images": []},
+        {"error": ""},
+        {"error": f"Traceback: {plan.NOWHERE}"},
+        {"long": json.dumps({**long, "dropped": 0})},
+        {"long": json.dumps({**long, "passages": [{**row, "text": "one two three " * 9000}]})},
+    ]
+    for change in lacking:
+        with pytest.raises(plan.Failed):
+            plan.judge({**good, **change})
+
+
+@pytest.mark.parametrize("dialect", ["anthropic", "openai", "gemini"])
+def test_the_scripted_model_calls_in_order_and_remembers(dialect: str) -> None:
+    stub = part("stub")
+    script = stub.Script([("retrieve", {"query": "q"}), ("view", {"id": "a"})], "still loading", "x__")
+    dialects: dict[str, dict[str, Any]] = {
+        "anthropic": {"tools": [{"name": "x__retrieve"}, {"name": "Bash"}], "messages": []},
+        "openai": {"tools": [{"type": "namespace", "name": "x", "tools": [{"name": "retrieve"}]}], "input": []},
+        "gemini": {"tools": [{"functionDeclarations": [{"name": "x__retrieve"}]}], "contents": []},
+    }
+    listed = dialects[dialect]
+
+    def back(text: str) -> dict[str, Any]:
+        if dialect == "anthropic":
+            block = {"type": "tool_result", "content": [{"type": "text", "text": text}]}
+            return {**listed, "messages": [*listed["messages"], {"role": "user", "content": [block]}]}
+        if dialect == "openai":
+            return {**listed, "input": [*listed["input"], {"type": "function_call_output", "output": text}]}
+        answer = {"functionResponse": {"response": {"output": text}}}
+        return {**listed, "contents": [*listed["contents"], {"parts": [answer]}]}
+
+    def said(request: dict[str, Any]) -> str:
+        return json.dumps([*stub.DIALECTS[dialect](script, "", request)])
+
+    assert "retrieve" in said(listed)
+    assert script.listed == ["retrieve"]
+    listed = back("still loading")
+    assert "retrieve" in said(listed)
+    listed = back("cited")
+    assert "view" in said(listed)
+    listed = back("seen")
+    assert "done" in said(listed)
+    assert [one.texts for one in script.kept()] == [["cited"], ["seen"]]

@@ -19,7 +19,7 @@ from triptych.rerankers.no_rerank import NoRerank
 from triptych.rerankers.prompted.rankgpt import RankGPT
 from triptych.retrievers.lm import ScriptedLM
 from triptych.retrievers.lm_transformers import TransformersLM, weight_files
-from triptych.server import cli
+from triptych.server import cli, evaluate
 from triptych.settings import Settings
 from triptych.tools.evaluation import datasets, rerank, resume
 from triptych.tools.evaluation.result import Result
@@ -270,9 +270,11 @@ def test_from_the_command_line(
         *("--resume", str(tmp_path / "kept"), "--orders", "given, shuffled"),
     ]
     out = tmp_path / "out"
-    assert cli.main([*arguments, "--name", "lm", "--out", str(out), "--json"]) == 0
+    assert cli.main([*arguments, "--name", "lm", "--note", "A loud machine.", "--out", str(out), "--json"]) == 0
     assert {arm["settings"]["order"] for arm in json.loads(capsys.readouterr().out)["arms"]} == {"given", "shuffled"}
-    assert (out / "rerank_colours_first_run_lm.json").is_file()
+    assert Result.read(out / "rerank_colours_first_run_lm.json").notes[-1] == "A loud machine."
+    monkeypatch.setattr("sys.argv", ["x", "eval", "rerank", "/a/b/colours", "--note", "A loud machine.", "--out=/c/d"])
+    assert evaluate._command() == "triptych eval rerank colours --note 'A loud machine.' --out=d"
     monkeypatch.setattr(NoRerank, "rank", lambda *given: pytest.fail("it ranks again"))
     assert cli.main([*arguments, "--minutes", "0"]) == 0
     assert "no_rerank" in capsys.readouterr().out

@@ -291,10 +291,15 @@ sys.path.insert(0, {tests!r})
 from fake_library import FakeTriptych
 from triptych.server import web
 from triptych.server.app import build
-fake = FakeTriptych(steps=20, delay_s=0.1)
+fake = FakeTriptych(steps=10, delay_s=0.05)
+work = fake._work
+def told(what, unit):
+    print("at work", file=sys.stderr, flush=True)
+    work(what, unit)
+fake._work = told
 app = build(lambda name=None: fake, fake.settings)
 access = web.Access.of("127.0.0.1", {port})
-web.serve(web.application(app, access, lambda: "ready", 10**6, lambda: app.service.limits.crowd.inside), access)
+web.serve(web.application(app, access, lambda: "ready", 10**6), access)
 """
 
 
@@ -307,10 +312,11 @@ def test_a_call_under_way_is_answered_before_the_end(mode: str) -> None:
         assert b"Serving" in process.stderr.readline()
 
         async def talk() -> Any:
+            assert process.stderr
             async with Client(f"http://127.0.0.1:{port}/mcp", mode=mode) as client:
                 await client.list_tools()  # else the client asks for the schemas when the answer is there
                 call = asyncio.create_task(client.call_tool("retrieve", {"query": "printer"}))
-                await asyncio.sleep(0.7)
+                assert await asyncio.to_thread(process.stderr.readline) == b"at work\n"
                 process.send_signal(signal.SIGTERM)
                 return await call, time.monotonic()
 
@@ -348,12 +354,20 @@ def test_several_processes_only_read(plan: serve.Plan, option: str, monkeypatch:
         serve.serve(Settings(home=Path("nowhere")), plan, Stdout())
 
 
+def ready(port: int) -> int:
+    """The status of `/ready`, 0 while a process that loads its models answers nothing."""
+    try:
+        return asked(port, "/ready", method="GET")[0]
+    except TimeoutError:
+        return 0
+
+
 def test_two_processes_share_a_library_and_end_together(tmp_path: Path) -> None:
     library(tmp_path / "home", shelf(tmp_path)).close()
     with serving(tmp_path / "home", "--library", "shelf", "--workers", "2") as process:
         answers: list[str] = []
         for _ in range(20):  # each process answers for itself
-            while asked(process.port, "/ready", method="GET")[0] != 200:
+            while ready(process.port) != 200:
                 time.sleep(0.2)
 
         async def talk() -> None:

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ def test_the_tools_share_one_session_and_describe_their_arguments() -> None:
     for one in tools:
         made = convert_to_openai_tool(one)["function"]
         assert made == {"name": one.name, "description": one.description, "parameters": one.args_schema}
-        assert one.get_input_schema().model_fields.keys() == made["parameters"]["properties"].keys()
+        model: Any = one.get_input_schema()
+        assert model.model_fields.keys() == made["parameters"]["properties"].keys()
 
 
 def test_an_unknown_tool_is_bad_input() -> None:
@@ -228,7 +229,7 @@ def test_it_works_without_the_mcp_package_and_loads_no_model_library() -> None:
 
 # --- asynchronous calls: the loop goes on, cancellation stops the work, steps are events -----------------------------
 
-Call = Callable[[FakeTriptych, dict[str, Any]], Awaitable[Any]]
+Call = Callable[[FakeTriptych, Any], Coroutine[Any, Any, Any]]
 WAYS: dict[str, Call] = {
     "tool": lambda fake, config: tool("retrieve", fake).ainvoke({"query": "printer"}, config),
     "retriever": lambda fake, config: TriptychRetriever(library=fake).ainvoke("printer", config),
@@ -383,14 +384,14 @@ def test_an_event_handler_that_insists_fails_the_call() -> None:
     with pytest.raises(RuntimeError, match="no"):
         tool("retrieve", FakeTriptych(steps=4)).invoke({"query": "x"}, {"callbacks": [Insists()]})
     with pytest.raises(RuntimeError, match="no"):
-        asyncio.run(WAYS["tool"](FakeTriptych(steps=4, delay_s=0.01), {"callbacks": [Insists()]}))  # type: ignore[arg-type]
+        asyncio.run(WAYS["tool"](FakeTriptych(steps=4, delay_s=0.01), {"callbacks": [Insists()]}))
 
 
 def test_a_callers_own_progress_and_cancellation_hold_inside() -> None:
     steps: list[int] = []
     with progress.reporting(lambda done, total, what: steps.append(done)):
         tool("retrieve", FakeTriptych(steps=3)).invoke({"query": "x"}, {"callbacks": [Heard()]})
-        asyncio.run(WAYS["retriever"](FakeTriptych(steps=2), {}))  # type: ignore[arg-type]
+        asyncio.run(WAYS["retriever"](FakeTriptych(steps=2), {}))
     assert steps == [0, 1, 2, 0, 1]
     stop = threading.Event()
     stop.set()

@@ -153,7 +153,7 @@ def test_a_long_document_stays_under_the_cap_and_says_how_to_go_on() -> None:
 
 def test_steps_of_a_tool_reach_whoever_streams_the_agent() -> None:
     script: list[Turn] = [lambda _: calling(("retrieve", {"query": "printer"})), lambda _: AIMessage(content="Done.")]
-    agent = create_agent(Scripted(script=script), triptych_tools(FakeTriptych(steps=3, delay_s=0.02)))  # type: ignore[arg-type]
+    agent: Any = create_agent(Scripted(script=script), triptych_tools(FakeTriptych(steps=3, delay_s=0.02)))  # type: ignore[arg-type]
 
     async def heard() -> list[Any]:
         stream = agent.astream_events({"messages": [("user", "x")]}, version="v2")

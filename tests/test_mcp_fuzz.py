@@ -65,7 +65,7 @@ def test_no_arguments_break_a_tool(fuzzed: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DOORS)
-@settings(max_examples=30)
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_what_is_drawn_as_right_is_right(name: str, data: st.DataObject) -> None:
     schema = DOORS[name].input_schema(PLAIN)

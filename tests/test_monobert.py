@@ -22,7 +22,7 @@ from triptych.progress import reporting
 from triptych.rerankers.base import Limits
 from triptych.rerankers.finetuned import monobert
 from triptych.rerankers.finetuned._int8_cross import Int8Cross, exported
-from triptych.rerankers.finetuned.monobert import MonoBERT, relevance
+from triptych.rerankers.finetuned.monobert import AGAIN, MonoBERT, relevance
 from triptych.retrievers.base import Hit, Item, Query, Source
 
 QUERY = "where did the cat sit"
@@ -181,6 +181,28 @@ def test_int8_gives_nearly_the_same_scores_and_windows(tiny: MonoBERT) -> None:
     assert np.abs(whole - small).max() < 0.1 * np.ptp(whole)
     best = set(np.argsort(-whole)[:10]) & set(np.argsort(-small)[:10])
     assert len(best) >= 9
+
+
+def test_int8_reads_its_best_again_in_full(tiny: MonoBERT) -> None:
+    texts = [f"passage {n} about {'wind ' * (n % 7)}" for n in range(AGAIN + 10)]
+    hits = [Hit(Item(f"{n:02}", text, Source("")), 1.0 - n / 100) for n, text in enumerate(texts)]
+    small, query = tiny.in_int8(1), Query("wind")
+    made = small.rank(query, hits)
+    assert sorted(hit.item.id for hit in made.hits) == [hit.item.id for hit in hits]
+    assert made.calls == len(hits) + AGAIN == small.estimate(len(hits)).calls
+    values = [hit.score for hit in made.hits]
+    assert values == sorted(values, reverse=True)
+    best = [hit for hit in hits if hit.item.id in {one.item.id for one in made.hits[:AGAIN]}]
+    assert {hit.item.id: hit.score for hit in tiny.rank(query, best).hits} == {
+        hit.item.id: hit.score for hit in made.hits[:AGAIN]
+    }
+
+
+def test_a_limit_of_calls_holds_for_both_readings(tiny: MonoBERT) -> None:
+    hits = [Hit(Item(str(n), f"wind {n}", Source("")), 1.0) for n in range(5)]
+    made = tiny.in_int8(1).rank(Query("wind"), hits, Limits(calls=7))
+    assert (made.calls, made.complete) == (7, False)
+    assert "calls limit" in (made.reason or "")
 
 
 def test_int8_reads_the_segments_and_the_head(tiny: MonoBERT) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,8 @@ def saying(data: bytes, kind: str = "application/json", length: int = 0) -> Faul
 
 def slow(handler: Handler) -> None:
     time.sleep(1.5)
-    handler.refuse(500, "Late.")
+    with suppress(OSError):  # nobody waits any more
+        handler.refuse(500, "Late.")
 
 
 FAULTS: dict[str, tuple[Fault | None, str]] = {
@@ -224,8 +226,8 @@ WORDS = ("krill", "squid", "small fish", "offal")
 
 def library(home: Path, url: str, **more: Any) -> Triptych:
     """A library without weights (so that it is quick) whose reranker asks the endpoint at `url`."""
-    given_settings = {"reranker": "query_likelihood", "lm_can": "logprobs", **more}
-    made = Settings.load(home=home, environ={}, lm_endpoint=url, lm_model="tiny", lm_timeout=1, **given_settings)
+    chosen = {"reranker": "query_likelihood", "lm_can": "logprobs", "lm_timeout": 1, **more}
+    made = Settings.load(home=home, environ={}, lm_endpoint=url, lm_model="tiny", **chosen)
     folder = home / "notes"
     folder.mkdir(exist_ok=True)
     for n, word in enumerate(WORDS):
@@ -310,13 +312,13 @@ def test_an_endpoint_that_is_too_slow_for_the_whole_list_is_left_in_time(
     served: Served, bare_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served.delay_s = 0.6
-    monkeypatch.setattr("triptych.rerankers.prompted._pairwise.AT_ONCE", 1)
-    options = {"reranker": "prp_allpair", "lm_can": "logits", "rerank_timeout": 1, "lm_timeout": 30}
+    monkeypatch.setattr("triptych.rerankers.prompted.query_likelihood.AT_ONCE", 1)
+    options = {"rerank_timeout": 1, "lm_timeout": 30}
     with library(bare_home, served.url, **options) as session:
         found = session.retrieve(QUERY.text or "", 2000)
         assert "not done in time: 1 s passed after " in (found.note or "")
         assert len(found.passages) == len(WORDS)
-        assert 0 < len(served.requests) < 12
+        assert 0 < len(served.requests) < len(WORDS)
     with (
         library(bare_home, served.url, rerank_strict=True, **options) as session,
         pytest.raises(TimedOut, match="1 s passed after"),

@@ -9,9 +9,13 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import socket
+import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,11 +135,15 @@ def test_the_page_of_a_host_holds_no_key_and_no_address() -> None:
 # --- what a reader sees -----------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def served(session: Any) -> Iterator[str]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+@contextlib.contextmanager
+def served(session: Any) -> Iterator[str]:
+    port = free_port()
     server = uvicorn.Server(uvicorn.Config(application(session, port), port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -235,3 +243,26 @@ def test_a_failure_is_shown_in_words(library: Triptych) -> None:
 
     with served(library) as address:
         assert "Ask for at least" in asyncio.run(message(address))
+
+
+# --- `triptych ui` ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_an_address_that_shows_the_page(tmp_home: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "boat.md").write_text("The boat is called Tern.")
+    port = free_port()
+    command = [sys.executable, "-m", "triptych.server.cli", "ui", "--root", "notes", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        address = next(line for line in process.stderr if line.startswith("Open ")).removeprefix("Open ").strip()
+        with urllib.request.urlopen(address, timeout=60) as page:
+            assert b"triptych-key" in page.read()
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(address.partition("?")[0], timeout=60)
+    finally:
+        process.terminate()
+        out, _ = process.communicate(timeout=60)
+    assert out == ""
+    assert process.returncode == 128 + signal.SIGTERM

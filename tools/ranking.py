@@ -82,7 +82,7 @@ def ranked(
 
 def _timed(ranking: Ranking, limits: Limits) -> Ranking:
     """A ranking that the clock ended has failed as well: it was not asked for, as a depth is."""
-    if ranking.failure is not None or f"{limits.seconds} s passed" not in (ranking.reason or ""):
+    if limits.seconds is None or ranking.failure or f"{limits.seconds:g} s passed" not in (ranking.reason or ""):
         return ranking
     hint = "Raise the setting `rerank_timeout`, or lower `rerank_depth`."
     return replace(ranking, failure=TimedOut(f"The reranker was not done in time: {ranking.reason}.", hint))

@@ -261,8 +261,8 @@ def _notes(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
     )
     yield (
         "Mode `exact` decides as the package does; identical_to_stock says whether the words left are the package's, "
-        "similar_to_stock how many are. Mode `fast` leaves out the package's first pass over the whole text, an "
-        "approximation; word_overlap_with_exact is the Dice coefficient of the words that both keep."
+        "similar_to_stock how many are. Mode `fast` takes glimpses of the text in place of the package's first pass "
+        "over the whole, an approximation; word_overlap_with_exact is the Dice coefficient of the words that both keep."
     )
     yield "above_model_mb: the most memory during the calls above what the process held before them."
     dtypes = {one.data["dtype"] for key, one in outcomes.items() if key.startswith("exact_") and "dtype" in one.data}

@@ -22,6 +22,7 @@ from triptych.manifests.weights import folder
 from triptych.rerankers import finetuned
 from triptych.rerankers.finetuned.monobert import MonoBERT
 from triptych.rerankers.finetuned.triptych_pruner import FOLDER, MAX_PIECES
+from triptych.retrievers.base import Hit, Item, Query, Source
 from triptych.retrievers.loading import set_threads
 
 ENCODER = "all_minilm_l6_v2"
@@ -103,7 +104,7 @@ def joined(made: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def made(where: Path, asked: dict[str, Any]) -> Score:
     if asked["engine"] == "triptych":
         ours = MonoBERT.from_folder(where, asked["precision"], threads=set_threads(0))
-        return lambda query, passages: [one.score or 0.0 for one in ours.read(query, passages)]
+        return lambda query, passages: ranked(ours, query, passages)
     from sentence_transformers import CrossEncoder
 
     dtype = getattr(torch, asked["precision"])
@@ -115,6 +116,13 @@ def made(where: Path, asked: dict[str, Any]) -> Score:
         return found
 
     return score
+
+
+def ranked(ours: MonoBERT, query: str, passages: list[str]) -> list[float]:
+    """The score of each passage, as a user of the reranker gets them."""
+    hits = [Hit(Item(str(n), text, Source("")), 0.0) for n, text in enumerate(passages)]
+    scores = {hit.item.id: hit.score for hit in ours.rank(Query(query), hits).hits}
+    return [scores[str(n)] for n in range(len(passages))]
 
 
 if __name__ == "__main__":

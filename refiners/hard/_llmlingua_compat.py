@@ -10,12 +10,14 @@ What this file changes in `PromptCompressor`, and nothing else:
 - positions ride along: `decide` hands the package token ids that carry their position in the upper half of each 64-bit
   id. The package only copies, cuts and joins ids, so those that come back say which tokens it kept, and `get_ppl`
   strips the positions before the model sees them;
+- in bfloat16 on a processor, attention is computed as `_attention` does;
 - a text of one token, of which there is no loss, is kept (the package fails on it);
 - between windows it calls `progress.step`.
 
 `decide(fast=True)` is an approximation of ours: the same loop without the first pass over the whole text, which the
-package needs only for its thresholds. A single pass, the surprisal of Selective-Context (Li et al. 2023,
-arXiv:2310.06201), costs no less and decides further from the package: what was dropped stays visible to it.
+package needs only for its thresholds; they come from glimpses of the text instead. A single pass, the surprisal of
+Selective-Context (Li et al. 2023, arXiv:2310.06201), decides further from the package: what was dropped stays visible
+to it, also where keys and values of what was dropped are taken out of the cache.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from ...progress import step
 from ...retrievers.lm_transformers import cache_name
 from ...retrievers.loading import encodable
 from ..tokens import count
+from ._attention import quick_attention
 
 SEPARATOR = "\n\n"
 """What the package puts between contexts, and between the question and them."""
@@ -41,6 +44,12 @@ WINDOW = 200
 """Tokens of one segment in the paper (section 4.2) and in the package."""
 LOGITS_AT_ONCE = 1 << 22
 """Scores over the vocabulary that exist at the same time: 16 MB of float32, which stay in the processor's cache."""
+STRETCH, LEAD = 32, 8
+"""Tokens of one glimpse, and those of its beginning that are too surprising to count: nothing stands before them."""
+GLIMPSES = 4
+"""Least number of glimpses; from a text of more segments, each gives one."""
+DISCOUNT = 0.8
+"""What a loss in a glimpse becomes, behind the whole text; found with SmolLM2-135M on English passages."""
 _TAG = 32
 _IDS = (1 << _TAG) - 1
 
@@ -149,7 +158,7 @@ class OfflineCompressor(PromptCompressor):  # type: ignore[misc]
             contexts: texts, not all empty; joined with a blank line between them, as the package does.
             keep: the share of tokens to keep, above 0, at most 1.
             window: tokens of one segment. The package leaves a last segment shorter than this as it is.
-            fast: without the first pass over the whole text, an approximation; see above.
+            fast: with glimpses for the first pass over the whole text, an approximation; see above.
             question: with one, tokens stay by the contrast of their losses without it and with it (LongLLMLingua,
                 section 4.1). One too long for the model beside two segments loses its end.
             deltas: for each context, what is added to its `keep`; the sum is cut to 0 to 1.
@@ -235,35 +244,40 @@ class _Run(OfflineCompressor):
 
 
 class _Fast(_Run):
-    """Without the first pass over the whole text: what nobody has read yet is taken to be like what was read so far.
+    """Without the first pass over the whole text: what nobody has read yet is taken to be like glimpses of it.
 
-    Tokens that are read again, behind the compressed text, give keys and values only: in the thresholds they stand with
-    the losses that they were judged by, those of the tokens behind them.
+    The first segment and a stretch of each other one are read together. Tokens that are read again, behind the
+    compressed text, give keys and values only: in the thresholds they stand with the losses that they were judged by,
+    those of the tokens behind them.
     """
 
     def __init__(self, of: OfflineCompressor, encoded: Any, start: int, sides: int, window: int) -> None:
         super().__init__(of, encoded, start, sides, window)
         self._window = window
         self._judged = [torch.full_like(losses, float("inf")) for losses in self.losses]
+        self._glimpsed = [losses[:0] for losses in self.losses]
+        self._stretches: tuple[list[int], int] = ([], 0)
 
     def get_estimate_threshold_base_distribution(self, ppl: Any, ratio: float, condition_flag: bool = False) -> float:
-        """The loss (or contrast) that splits the text at `ratio`, the unread part with the spread of the read one."""
+        """The loss (or contrast) that splits the text at `ratio`, the unread part with the spread of its glimpses, or,
+        where segments are too short for them, of the read part."""
         if ratio >= 1.0:
             return float("-inf")
         known = ppl[torch.isfinite(ppl)]
-        seen = self.losses[-1] - self.losses[0] if len(self.losses) > 1 else self.losses[0]
-        seen = seen[torch.isfinite(seen)]
-        if not len(seen):
+        sides = self._glimpsed if len(self._glimpsed[0]) else self.losses
+        like = sides[-1] - sides[0] if len(sides) > 1 else sides[0]
+        like = like[torch.isfinite(like)]
+        if not len(like):
             return float("-inf")
-        unread = (len(ppl) - len(known)) / len(seen)
-        values, order = torch.cat([known, seen]).sort(descending=True)
-        weights = torch.cat([torch.ones_like(known), torch.full_like(seen, unread)])[order].cumsum(0)
+        unread = (len(ppl) - len(known)) / len(like)
+        values, order = torch.cat([known, like]).sort(descending=True)
+        weights = torch.cat([torch.ones_like(known), torch.full_like(like, unread)])[order].cumsum(0)
         at = int(torch.searchsorted(weights, ratio * weights[-1]))
         return float(values[min(at, len(values) - 1)])
 
     def _losses(self, ids: Any, pairs: Any, again: bool, side: int) -> tuple[Any, Any]:
         if not again:
-            ids = ids[:, : (0 if side else self._prefix) + self._window]
+            return self._first(ids, side), []
         plain, places = ids & _IDS, ids[0] >> _TAG
         states, made = read(self.model, plain, pairs, None, again)
         old = int(torch.isfinite(self.losses[side][places[1:]]).sum())
@@ -273,17 +287,54 @@ class _Fast(_Run):
         self._judged[side][places[old:-1]] = new
         return found, made
 
+    def _first(self, ids: Any, side: int) -> Any:
+        """Losses of the first segment; those of the glimpses, of the same tokens on both sides, are noted."""
+        begins = 0 if side else self._prefix
+        segment = min(ids.shape[1], begins + self._window)
+        if not side:
+            self._stretches = glimpses(self._window, ids.shape[1] - begins, self._window)
+        starts, length = self._stretches
+        taken = torch.cat([ids[:, :segment], *(ids[:, begins + at : begins + at + length] for at in starts)], 1)
+        plain, places = taken & _IDS, taken[0] >> _TAG
+        states, _ = read(self.model, plain, None, None, False)
+        at = torch.arange(plain.shape[1], device=plain.device)
+        wanted = at[((at < segment) & (at > 0)) | ((at >= segment) & ((at - segment) % max(1, length) >= LEAD))]
+        losses = losses_of(self.model, states[0, wanted - 1], plain[0, wanted])
+        found, self._glimpsed[side] = losses[: segment - 1], DISCOUNT * losses[segment - 1 :]
+        self.losses[side][places[1:segment]] = found
+        self._judged[side][places[: segment - 1]] = found
+        return found
+
+
+def glimpses(start: int, tokens: int, window: int) -> tuple[list[int], int]:
+    """Where stretches of the text from `start` to `tokens` begin, and their length: one in the middle of each segment,
+    or `GLIMPSES`, if that is more and the text has room for them; none where they would be all lead.
+
+    >>> glimpses(200, 1000, 200)
+    ([284, 484, 684, 884], 32)
+    >>> glimpses(200, 220, 20)
+    ([200], 20)
+    """
+    unread = tokens - start
+    length = min(STRETCH, unread)
+    if length <= LEAD:
+        return [], 0
+    n = min(max(GLIMPSES, round(unread / window)), unread // length)
+    every = unread / n
+    return [start + int(every * (k + 0.5) - length / 2) for k in range(n)], length
+
 
 def read(model: Any, ids: Any, pairs: Any, mask: Any, keep: bool) -> tuple[Any, list[list[Any]]]:
     """Last hidden states (1, positions, width) of `ids` (1, positions) after `pairs`.
 
     With `keep`, keys and values of both, layer by layer. Without a mask, or with one that hides nothing, attention
-    takes its causal short cut.
+    takes its causal short cuts.
     """
     given = None if mask is None or bool(mask.all()) else mask
     cache = DynamicCache([tuple(pair) for pair in pairs]) if pairs else DynamicCache() if keep else None
     options = {} if cache is None else {cache_name(model): cache}
-    output = model.base_model(ids, attention_mask=given, use_cache=cache is not None, **options)
+    with quick_attention(model):
+        output = model.base_model(ids, attention_mask=given, use_cache=cache is not None, **options)
     made = [[layer.keys, layer.values] for layer in cache.layers] if cache is not None and keep else []
     return output.last_hidden_state, made
 

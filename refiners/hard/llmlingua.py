@@ -10,7 +10,8 @@ as SmolLM2-135M (Apache-2.0); the paper releases no weights. Two ways to reach:
   more, then words pruned throughout. The question is not read.
 
 And two modes: `"exact"` decides as the package does, segment by segment after the compressed text before it; `"fast"`
-leaves out the pass over the whole text that the package makes first for its thresholds, which is an approximation.
+takes glimpses of the text in place of the pass over the whole that the package makes first for its thresholds, which is
+an approximation.
 
 What differs from the paper in both. Words are kept or dropped whole, the package's decision first, then the loss;
 numbers with their units, negations, names and identifiers come before all other words. The budget is exact. The small

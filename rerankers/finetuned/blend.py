@@ -8,7 +8,8 @@ the pruner's network (CC BY-SA 4.0, in the package) reads query and passage toge
 
 A measure that cannot judge a query, or says the same of every hit, weighs nothing: for a query in another script only
 late interaction's literal matches and the first stage are left. A passage in another language than the query keeps
-its place. The weights are constants; what they were chosen on stands beside them.
+its place. The weights are constants; what they were chosen on stands beside them. On four collections that chose
+nothing it was no better, beyond chance, than the cosine or late interaction alone, so it is not the default.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Cosine(Reranker):
     def rank(self, query: Query, hits: Sequence[Hit], limits: Limits | None = None) -> Ranking:
         """A permutation of `hits`; a time limit is looked at before every 32 passages.
 
-        `tokens` is 0: an encoder does not say how many it reads.
+        `tokens` is a guess, of four characters each: an encoder does not say how many it reads.
 
         Raises:
             Unsupported: a query without text.

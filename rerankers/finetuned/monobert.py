@@ -8,18 +8,22 @@ package carries one, so put one into `weights/monobert` of the home folder (the 
 
 What differs from the paper. A passage longer than the model reads is read in overlapping windows, and the best of them
 counts (the paper cuts). BERT models also run in 8-bit integers (`_int8_cross`, written from the weights while they are
-loaded), the others in torch. The first stage has no say beyond equal scores. Training is not offered here.
+loaded), and then read the best again in full; the others run in torch. The first stage has no say beyond equal scores.
+Training is not offered here.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...errors import BadInput, Unsupported
 from ...progress import step
+from ...retrievers.base import Hit
 from ...retrievers.loading import batches, dtype, encodable, in_int8, quiet, set_threads
 from ...retrievers.searchable import searchable_text
 from .. import _pointwise
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from ...manifests.registry import Card
-    from ...retrievers.base import Hit, Item, Query
+    from ...retrievers.base import Item, Query
     from ...retrievers.parts import Parts
 
 QUERY_TOKENS = 64
@@ -48,6 +52,8 @@ BATCH_TOKENS = 2048
 """Padded tokens in one forward pass: larger batches leave the processor's cache and are slower."""
 AT_ONCE = 32
 """Passages between two looks at the clock."""
+AGAIN = 20
+"""So many of the best by 8-bit integers are read again in full: among them were the first ten of all that was tried."""
 PASSAGE_TOKENS = 200
 """For estimates only."""
 FILES = ("config.json", "model.safetensors")
@@ -76,6 +82,7 @@ class MonoBERT(Reranker):
             raise BadInput(f"The model reads `{longest}` tokens.", f"It needs {2 * QUERY_TOKENS} or more.")
         self.model = model
         self.longest = longest
+        self.full: MonoBERT | None = None
         self._plain, self._windows = (Copy.from_str(tokenizer.to_str()) for _ in range(2))
         for copy in (self._plain, self._windows):
             copy.no_padding()
@@ -143,14 +150,16 @@ class MonoBERT(Reranker):
         return cls(model.eval(), tokenizer)
 
     def in_int8(self, threads: int) -> MonoBERT:
-        """The same cross-encoder in 8-bit integers.
+        """The same cross-encoder in 8-bit integers, which keeps this one for the best of each list.
 
         Raises:
             Unsupported: it is not a BERT with GELU.
         """
         weights = {name: values.float().cpu().numpy() for name, values in self.model.state_dict().items()}
         model = Int8Cross(self.model.config.to_dict(), weights, self.longest, threads)
-        return MonoBERT(model, self._plain, self.longest)
+        small = MonoBERT(model, self._plain, self.longest)
+        small.full = self
+        return small
 
     def rank(self, query: Query, hits: Sequence[Hit], limits: Limits | None = None) -> Ranking:
         """A permutation of `hits`; a time limit is looked at before every 32 passages.
@@ -165,7 +174,11 @@ class MonoBERT(Reranker):
         def read(items: Sequence[Item]) -> list[Read]:
             return self.read(asked, [searchable_text(item) for item in items])
 
-        return _pointwise.rank(hits, limits, read, lambda score, say: score, AT_ONCE)
+        start = time.monotonic()
+        ranked = _pointwise.rank(hits, limits, read, lambda score, say: score, AT_ONCE)
+        if self.full is None or not ranked.complete or len(hits) < 2:
+            return ranked
+        return _joined(ranked, self.full.rank(query, ranked.hits[:AGAIN], _left(limits, ranked, start)))
 
     def read(self, query: str, texts: Sequence[str]) -> list[Read]:
         """The score of each text, the best of its windows, and how many tokens of it and the query were read."""
@@ -179,8 +192,9 @@ class MonoBERT(Reranker):
         return found
 
     def estimate(self, n: int) -> Cost:
-        """One call and about 200 tokens per hit."""
-        return Cost(calls=n, tokens=n * PASSAGE_TOKENS) if n > 1 else Cost(calls=0, tokens=0)
+        """One call and about 200 tokens per hit, and again for those that are read twice."""
+        calls = n + (min(n, AGAIN) if self.full is not None else 0)
+        return Cost(calls=calls, tokens=calls * PASSAGE_TOKENS) if n > 1 else Cost(calls=0, tokens=0)
 
     def _pairs(self, query: str, texts: Sequence[str]) -> list[list[Pair]]:
         """The windows of each text, each with the query in front."""
@@ -223,6 +237,25 @@ class MonoBERT(Reranker):
         if getattr(self.model.config, "type_vocab_size", 0) > 1:
             fed["token_type_ids"] = segments
         return {name: values.to(self.model.device) for name, values in fed.items()}
+
+
+def _left(limits: Limits | None, spent: Ranking, start: float) -> Limits:
+    """What is left of `limits` after `spent`."""
+    given = limits or Limits()
+    return Limits(
+        calls=None if given.calls is None else max(0, given.calls - spent.calls),
+        seconds=None if given.seconds is None else max(0.0, given.seconds - (time.monotonic() - start)),
+        tokens=None if given.tokens is None else max(0, given.tokens - spent.tokens),
+    )
+
+
+def _joined(ranked: Ranking, again: Ranking) -> Ranking:
+    """`again`, the first hits of `ranked` in a better order, and behind them the others, none above the last one."""
+    least = again.hits[-1].score
+    rest = [Hit(hit.item, min(hit.score, least)) for hit in ranked.hits[len(again.hits) :]]
+    return replace(
+        again, hits=(*again.hits, *rest), calls=ranked.calls + again.calls, tokens=ranked.tokens + again.tokens
+    )
 
 
 def relevance(logits: np.ndarray) -> np.ndarray:

@@ -5,33 +5,42 @@ Each runs in an environment of its own; one that cannot be installed fails. The 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import agents
+import assistants
 import plan as plans
 from environments import HERE, Failed, bundled_claude, node, npm, python
-from plan import Plan, judge
+from plan import FACT, TOOLS, Plan, judge
 from programs import run, served
 
 ROOT = HERE.parents[1]
 MANIFESTS = ROOT / "manifests" / "clients"
 
 
-def scripted(name: str, *, shortened: bool = False) -> Callable[[Plan, Path], None]:
+def scripted(name: str, *, pictures: int = 1, http: bool = False) -> Callable[[Plan, Path], None]:
     """The check that runs `use_NAME.py` in the environment NAME and judges its report."""
 
     def check(plan: Plan, folder: Path) -> None:
         asked, report = folder / "plan.json", folder / f"{name}.json"
-        asked.write_text(plan.json(), "utf-8")
-        run([python(name), HERE / f"use_{name}.py", asked, report])
-        judge(json.loads(report.read_text("utf-8")), shortened=shortened)
+        with over_http(plan, folder) if http else contextlib.nullcontext("") as address:
+            asked.write_text(json.dumps({**json.loads(plan.json()), "address": address}), "utf-8")
+            run([python(name), HERE / f"use_{name}.py", asked, report])
+        judge(json.loads(report.read_text("utf-8")), pictures=pictures)
 
     return check
+
+
+def over_http(plan: Plan, folder: Path) -> contextlib.AbstractContextManager[str]:
+    """The planned server over HTTP."""
+    return served([plan.command, *plan.args, "--transport", "http", "--port", "{port}"], folder)
 
 
 def inspector(plan: Plan, folder: Path) -> None:
@@ -46,29 +55,30 @@ def inspector(plan: Plan, folder: Path) -> None:
         )
 
 
-def _inspected(plan: Plan, listed: dict[str, object], program: list[str | Path]) -> None:
-    def call(name: str, *, ok: int = 0, era: str = "legacy") -> dict[str, object]:
+def _inspected(plan: Plan, listed: dict[str, Any], program: list[str | Path]) -> None:
+    def call(name: str, *, ok: int = 0, era: str = "legacy") -> dict[str, Any]:
         given = plan.calls[name]
         tool = ["--tool-name", given["tool"], "--tool-args-json", json.dumps(given["arguments"])]
         method = ["--method", "tools/call", *tool, "--format", "json", "--protocol-era", era]
         found = json.loads(run([*program, *method], ok=ok))
-        return dict(found.get("result", found))
+        result: dict[str, Any] = found.get("result", found)
+        return result
 
     while plan.loading in _texts(call("retrieve")):
         time.sleep(1)
     texts = {name: call(name) for name in ("retrieve", "long", "view")}
     texts["error"] = call("error", ok=5)
     report = {name: _texts(result) for name, result in texts.items()}
-    images = [block["data"] for block in texts["view"]["content"] if block["type"] == "image"]  # type: ignore[attr-defined]
-    tools = [tool["name"] for tool in dict(listed.get("result", listed))["tools"]]
+    images = [block["data"] for block in texts["view"]["content"] if block["type"] == "image"]
+    tools = [tool["name"] for tool in listed.get("result", listed)["tools"]]
     judge({"tools": tools, "images": images, **report})
     modern = call("retrieve", era="modern")
     if modern.get("structuredContent") != json.loads(_texts(modern)):
         raise Failed("the text block is not the structured result")
 
 
-def _texts(result: dict[str, object]) -> str:
-    return "\n".join(block["text"] for block in result["content"] if block["type"] == "text")  # type: ignore[attr-defined]
+def _texts(result: dict[str, Any]) -> str:
+    return "\n".join(block["text"] for block in result["content"] if block["type"] == "text")
 
 
 def mcpb(plan: Plan, folder: Path) -> None:
@@ -81,7 +91,7 @@ def mcpb(plan: Plan, folder: Path) -> None:
 
 def claude_plugin(plan: Plan, folder: Path) -> None:
     """The vendor's validator of the marketplace and of the plugin, with the checks of the plugin directory."""
-    program, env = bundled_claude(), agents.surroundings(folder, DISABLE_TELEMETRY="1", DISABLE_AUTOUPDATER="1")
+    program, env = bundled_claude(), assistants.surroundings(folder, DISABLE_TELEMETRY="1", DISABLE_AUTOUPDATER="1")
     market = MANIFESTS / "claude_plugin"
     run([program, "plugin", "validate", market, "--strict"], env=env)
     run([program, "plugin", "validate", market / "plugins" / "triptych", "--strict", "--profile", "directory"], env=env)
@@ -89,13 +99,13 @@ def claude_plugin(plan: Plan, folder: Path) -> None:
 
 def gemini_extension(plan: Plan, folder: Path) -> None:
     """The vendor's validator of the Gemini extension."""
-    env = agents.surroundings(folder, GEMINI_CLI_TRUST_WORKSPACE="true")
+    env = assistants.surroundings(folder, GEMINI_CLI_TRUST_WORKSPACE="true")
     run([node(), npm("npm_agents") / ".bin" / "gemini", "extensions", "validate", MANIFESTS / "gemini"], env=env)
 
 
 def codex_settings(plan: Plan, folder: Path) -> None:
     """Codex reads the committed settings, and means by them what we do."""
-    env = agents.surroundings(folder)
+    env = assistants.surroundings(folder)
     (Path(env["CODEX_HOME"]) / "config.toml").write_bytes((MANIFESTS / "codex.toml").read_bytes())
     found = json.loads(run([node(), npm("npm_agents") / ".bin" / "codex", "mcp", "get", "triptych", "--json"], env=env))
     started = found["transport"]
@@ -115,6 +125,29 @@ def conformance(plan: Plan, folder: Path) -> None:
             run([*program, "--url", address, *chosen, *known, "-o", folder / year])
 
 
+def mcpo(plan: Plan, folder: Path) -> None:
+    """mcpo, which Open WebUI reads: the tools as an OpenAPI document, and `retrieve` by a plain POST."""
+    config = json.loads((MANIFESTS / "mcpo.json").read_text("utf-8"))
+    config["mcpServers"]["triptych"] |= {"command": plan.command, "args": plan.args}
+    (folder / "mcpo.json").write_text(json.dumps(config))
+    program = [str(python("mcpo").with_name("mcpo")), "--host", "127.0.0.1", "--port", "{port}"]
+    with served([*program, "--config", str(folder / "mcpo.json")], folder) as address:
+        base = f"{address.removesuffix('/mcp')}/triptych"
+        with urllib.request.urlopen(f"{base}/openapi.json", timeout=60) as answer:
+            tools = [path.removeprefix("/") for path in json.load(answer)["paths"]]
+        if sorted(tools) != sorted(TOOLS):
+            raise Failed(f"it lists the tools {tools}")
+        given = plan.calls["retrieve"]
+        said = plan.loading
+        while plan.loading in said:
+            content, kind = json.dumps(given["arguments"]).encode(), {"content-type": "application/json"}
+            asked = urllib.request.Request(f"{base}/{given['tool']}", content, kind)
+            with urllib.request.urlopen(asked, timeout=120) as answer:
+                said = answer.read().decode()
+        if FACT not in said:
+            raise Failed(f"`retrieve` came as {said[:300]!r}")
+
+
 Check = Callable[[Plan, Path], None]
 CI: dict[str, Check] = {
     "inspector": inspector,
@@ -127,22 +160,29 @@ ALL: dict[str, Check] = {
     "claude_plugin": claude_plugin,
     "gemini_extension": gemini_extension,
     "codex_settings": codex_settings,
+    "mcpo": mcpo,
     "openai_agents": scripted("openai_agents"),
     "langchain_adapters": scripted("langchain_adapters"),
-    "smolagents": scripted("smolagents"),
-    "llama_index": scripted("llama_index"),
-    "claude_code": agents.claude_code,
-    "codex": agents.codex,
-    "gemini": agents.gemini,
+    "smolagents": scripted("smolagents", pictures=0),  # it takes the first part of an answer, and no other
+    "llama_index": scripted("llama_index", http=True),
+    "claude_code": assistants.claude_code,
+    "codex": assistants.codex,
+    "gemini": assistants.gemini,
 }
 
 
 def main(names: list[str]) -> int:
+    unknown = [name for name in names if name not in (*ALL, "ci", "all")]
+    if unknown or not names:
+        sys.exit(f"No check {' '.join(unknown)}. Use ci, all, or some of: {', '.join(ALL)}.")
     chosen = CI if names == ["ci"] else ALL if names == ["all"] else {name: ALL[name] for name in names}
     failed = 0
-    with tempfile.TemporaryDirectory() as room:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as room:
         (Path(room) / "library").mkdir()
-        plan = plans.made(Path(room) / "library", plans.weights_folder())
+        try:
+            plan = plans.made(Path(room) / "library", plans.weights_folder())
+        except Failed as error:
+            sys.exit(f"The library for the checks could not be made: {error}")
         for name, check in chosen.items():
             start = time.monotonic()
             folder = Path(room) / name

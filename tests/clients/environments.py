@@ -61,7 +61,7 @@ def npm(name: str) -> Path:
 def bundled_claude() -> Path:
     """The Claude Code that comes with its Python SDK."""
     folder = _package(python("claude_code"), "claude_agent_sdk") / "_bundled"
-    found = [path for path in folder.glob("claude*") if path.is_file()]
+    found = [path for path in folder.glob("claude*") if path.name in ("claude", "claude.exe")]
     if not found:
         raise Failed("The package claude-agent-sdk brings no Claude Code for this machine.")
     return found[0]

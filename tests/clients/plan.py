@@ -78,19 +78,21 @@ def made(folder: Path, weights: Path) -> Plan:
     return Plan(sys.executable, ["-m", "triptych.server.cli", "mcp", *common], calls)
 
 
-def judge(report: dict[str, Any], *, shortened: bool = False) -> None:
+def judge(report: dict[str, Any], *, shortened: bool = False, pictures: int = 1) -> None:
     """Raise `Failed` unless the report shows what it has to.
 
     Args:
         shortened: the client itself cuts long results, so that theirs is no JSON.
+        pictures: how many the client passes on from `view`.
     """
     _must(sorted(report["tools"]) == sorted(TOOLS), f"it lists the tools {report['tools']}")
     block = _json_in(report["retrieve"])
     cited = [row for row in block["passages"] if FACT in row["text"]]
     _must(bool(cited) and SOURCE in cited[0]["where"], f"`retrieve` came as {report['retrieve'][:300]!r}")
-    _must(len(report["images"]) == 1, f"`view` gave {len(report['images'])} pictures")
-    with Image.open(BytesIO(base64.b64decode(report["images"][0]))) as picture:
-        _must(picture.width > 64, f"the picture is {picture.width} pixels wide")
+    _must(len(report["images"]) == pictures, f"`view` gave {len(report['images'])} pictures")
+    for image in report["images"]:
+        with Image.open(BytesIO(base64.b64decode(image))) as picture:
+            _must(picture.width > 64, f"the picture is {picture.width} pixels wide")
     _must(NOWHERE in report["error"], f"the error came as {report['error'][:300]!r}")
     _must("Traceback" not in report["error"] and str(Path.home()) not in report["error"], "the error tells too much")
     used = count(report["long"], "o200k_base")

@@ -86,23 +86,23 @@ def openai(script: Script, path: str, request: dict[str, Any]) -> Iterator[tuple
     names = []
     for tool in request.get("tools", []):
         inner = tool.get("tools", []) if tool.get("type") == "namespace" else [tool]
-        space = f"{tool['name']}__" if tool.get("type") == "namespace" else ""
-        names += [space + one.get("name", "") for one in inner]
+        front = f"{tool['name']}__" if tool.get("type") == "namespace" else ""
+        names += [front + one.get("name", "") for one in inner]
     script.listed = _ours(script, names)
     found = []
-    for item in (one for one in request["input"] if one.get("type") == "function_call_output"):
-        parts = item["output"]
+    for back in (one for one in request["input"] if one.get("type") == "function_call_output"):
+        parts = back["output"]
         parts = [{"type": "input_text", "text": parts}] if isinstance(parts, str) else parts
         texts = [part["text"] for part in parts if "text" in part]
         images = [part["image_url"].partition("base64,")[2] for part in parts if part.get("type") == "input_image"]
         found.append(Result(texts, images))
     call = _planned(script, found)
     yield "response.created", {"response": {"id": "resp_1"}}
+    item: dict[str, Any]
     if call:
         name, arguments = call
-        space = {"namespace": script.prefix.removesuffix("__")}
         item = {"type": "function_call", "id": f"fc_{len(found)}", "call_id": f"call_{len(found)}", "name": name}
-        item |= {**space, "arguments": json.dumps(arguments)}
+        item |= {"namespace": script.prefix.removesuffix("__"), "arguments": json.dumps(arguments)}
     else:
         text = {"type": "output_text", "text": "done", "annotations": []}
         item = {"type": "message", "id": "msg_1", "role": "assistant", "content": [text]}

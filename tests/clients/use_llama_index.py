@@ -1,4 +1,4 @@
-"""llama-index: its client and the function tools made of it, which show a whole result as text."""
+"""llama-index: its client and the function tools made of it. Over HTTP, since it starts a server for every call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llama_index.tools.mcp import BasicMCPClient, McpToolSpec
 
 
 async def main(plan: dict[str, Any]) -> dict[str, Any]:
-    client = BasicMCPClient(plan["command"], args=plan["args"], timeout=120)
+    client = BasicMCPClient(plan["address"], timeout=120)
     tools = {tool.metadata.name: tool for tool in await McpToolSpec(client).to_tool_list_async()}
 
     async def called(name: str) -> Any:

@@ -56,6 +56,7 @@ def evaluate(
     resume: Path | None = None,
     minutes: float | None = None,
     name: str = "",
+    notes: Sequence[str] = (),
 ) -> Result:
     """The run itself and each of `rerankers`, in each of `orders`.
 
@@ -66,6 +67,7 @@ def evaluate(
         resume: the folder that keeps what is done (see `resume`); what it holds is not done again.
         minutes: after so many no further query is begun; what `resume` holds counts in any case.
         name: what tells this result's file from others of the run.
+        notes: what a reader has to know beside that, such as what else the machine did.
 
     Raises:
         UnknownSystem: an id that no reranker has.
@@ -96,8 +98,8 @@ def evaluate(
     watch = _Watch(minutes, f"{made_on['commit']}{' with changes' if made_on['uncommitted_changes'] else ''}")
     for system in systems:
         for order, rows in lists.items():
-            notes = Notes(resume / f"{system.id}-{order}.jsonl" if resume else None, identities[system.id])
-            arms.append(_after(system, rows, library, collection, settings, order, notes, watch))
+            kept = Notes(resume / f"{system.id}-{order}.jsonl" if resume else None, identities[system.id])
+            arms.append(_after(system, rows, library, collection, settings, order, kept, watch))
     return Result(
         name=file_name("rerank", collection.info.name, run_name, *([name] if name else [])),
         kind="rerank",
@@ -113,6 +115,7 @@ def evaluate(
             *library.notes(),
             *_models(systems, settings),
             *watch.notes(),
+            *notes,
         ),
     )
 

@@ -32,7 +32,7 @@ class Ranked(TypedDict):
     query: str
 
 
-class _Panel(RunnableSerializable[Ranked, list[Document]], BaseDocumentCompressor):
+class _Panel(RunnableSerializable[dict[str, Any], list[Document]], BaseDocumentCompressor):
     """Documents and a query in, documents out: `invoke({"documents": …, "query": …})`, or `compress_documents`."""
 
     library: Any = "default"
@@ -41,14 +41,21 @@ class _Panel(RunnableSerializable[Ranked, list[Document]], BaseDocumentCompresso
     def model_post_init(self, context: Any, /) -> None:
         self._session = opened(self.library)
 
-    def invoke(self, input: Ranked, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        def made(asked: Ranked, run_manager: CallbackManagerForChainRun) -> list[Document]:
+    @property
+    def InputType(self) -> Any:
+        """What `get_input_schema` tells of."""
+        return Ranked
+
+    def invoke(self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        def made(asked: dict[str, Any], run_manager: CallbackManagerForChainRun) -> list[Document]:
             return worked(lambda: self._made(*_pair(asked)), run_manager)
 
         return self._call_with_config(made, input, config, **kwargs)
 
-    async def ainvoke(self, input: Ranked, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        async def made(asked: Ranked, run_manager: AsyncCallbackManagerForChainRun) -> list[Document]:
+    async def ainvoke(
+        self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> list[Document]:
+        async def made(asked: dict[str, Any], run_manager: AsyncCallbackManagerForChainRun) -> list[Document]:
             return await awaited(lambda: self._made(*_pair(asked)), run_manager)
 
         return await self._acall_with_config(made, input, config, **kwargs)
