@@ -1,5 +1,5 @@
 # make demo | test | test-milvus | check | dist | bench | prove | results | weights | clean
-# make manifests | mcpb | check-clients | check-ci-clients
+# make manifests | mcpb | check-clients | check-ci-clients | check-ui
 # PYTHON picks the interpreter that makes .venv; TRIPTYCH_HOME is where weights and libraries of this checkout live.
 
 PYTHON ?= python3
@@ -12,7 +12,7 @@ export MYPYPATH := .types
 MILVUS_VERSION := 2.3.5
 export MILVUS_ENV ?= $(CURDIR)/.cache/milvus-$(MILVUS_VERSION)
 
-.PHONY: demo test test-milvus check dist bench prove results weights clean manifests mcpb check-clients check-ci-clients
+.PHONY: demo test test-milvus check dist bench prove results weights clean manifests mcpb check-clients check-ci-clients check-ui
 
 demo: $(VENV)/.installed-mcp,office,audio,video
 	$(PULL)
@@ -28,6 +28,11 @@ test: $(VENV)/.installed-test,check
 test-milvus: $(VENV)/.installed-test,check $(MILVUS_ENV)/.installed
 	$(PULL)
 	$(PY) .ci/alone.py $(PY) -m pytest -m milvus tests/test_store_servers.py
+
+# The result viewer in a real Chromium (Debian's, or the one that CHROMIUM names); without one it fails.
+check-ui: $(VENV)/.installed-test,browser
+	$(PULL)
+	$(PY) -m pytest -m ui tests/test_viewer.py
 
 check: $(VENV)/.installed-test,check
 	mkdir -p .types && ln -sfn .. .types/triptych
@@ -68,10 +73,12 @@ bench: $(VENV)/.installed-bench
 	$(PY) benchmarks/bench.py $(if $(filter-out 0,$(QUICK)),--quick) $(foreach group,$(ONLY),--only $(group)) \
 	  $(foreach folder,$(DATA),--data $(folder)) $(foreach file,$(QUESTIONS),--questions $(file))
 
-# The experiment of one system: make prove ID=cpc. QUESTIONS names a question file, LIMIT how many of it.
+# The experiment of one system: make prove ID=cpc. QUESTIONS names a question file, LIMIT how many of it; some rerankers
+# want a collection with a run, DATA, and questions to learn from, TRAIN.
 prove: $(VENV)/.installed-bench
 	$(PULL)
-	$(PY) benchmarks/proofs/$(ID).py $(if $(QUESTIONS),--questions $(QUESTIONS)) $(if $(LIMIT),--limit $(LIMIT))
+	$(PY) benchmarks/proofs/$(ID).py $(if $(QUESTIONS),--questions $(QUESTIONS)) $(if $(LIMIT),--limit $(LIMIT)) \
+	  $(if $(TRAIN),--train $(TRAIN)) $(if $(DATA),--data $(DATA))
 
 results: $(VENV)/.installed-mcp
 	$(PY) benchmarks/tables.py

@@ -122,9 +122,9 @@ class View:
     kept: bool = False
 
 
-ELSEWHERE = ("proof", "pruner", "compress", "bench_growth", "bench_store", "bench_embedding")
+ELSEWHERE = ("proof", "pruner", "choose_blend", "rerank", "compress", "bench_growth", "bench_store", "bench_embedding")
 """Names and kinds of results that README leaves to docs/compression.md, docs/systems.md and docs/measured.md."""
-ON_THE_PAGE = ("compress_multidoc20",)
+ON_THE_PAGE = ("compress_multidoc20", "rerank_trec_dl19_run_bm25_blend", "rerank_trec_dl19_run_bm25_lm_top20")
 """Of these, the ones that it shows all the same."""
 TIMES = ("p50", "p95")
 RANKED = ("nDCG@10", "MRR@10", "recall@100", "ms_p50", "s_per_query")

@@ -13,7 +13,6 @@ from ..tools.arguments import (
     DeleteArguments,
     FetchArguments,
     IndexArguments,
-    InLibrary,
     LLMRerankArguments,
     OpenAIFetchArguments,
     OpenAISearchArguments,
@@ -23,7 +22,7 @@ from ..tools.arguments import (
     StatusArguments,
     ViewArguments,
     description,
-    schema,
+    input_schema,
 )
 from .service import Service
 
@@ -76,12 +75,7 @@ class Door:
 
     def input_schema(self, settings: Settings) -> dict[str, Any]:
         """JSON Schema of the arguments, with this installation's default and largest budget."""
-        made = schema(self.arguments)
-        properties = {**made["properties"], **(schema(InLibrary)["properties"] if self.scoped else {})}
-        if "max_tokens" in properties:
-            limits = {"maximum": settings.max_tokens_cap, "default": min(settings.max_tokens, settings.max_tokens_cap)}
-            properties["max_tokens"] = {**properties["max_tokens"], **limits}
-        return {**made, "properties": properties}
+        return input_schema(self.arguments, settings, scoped=self.scoped)
 
     def output_schema(self) -> dict[str, Any] | None:
         """JSON Schema of the block of passages, for the tools that answer with one."""

@@ -66,7 +66,7 @@ class Roots:
         return existing[0]
 
     def _candidates(self, path: str) -> list[Path]:
-        given = Path(path).expanduser()
+        given = _expanded(path)
         if given.is_absolute():
             return [given]
         named = [folder.parent / given for folder in self.folders if given.parts and given.parts[0] == folder.name]
@@ -75,4 +75,12 @@ class Roots:
 
 def _shown(path: str) -> str:
     """Nothing of this machine's layout: an absolute path shows its last part only."""
-    return PurePosixPath(path).name if Path(path).expanduser().is_absolute() else path
+    return PurePosixPath(path).name if _expanded(path).is_absolute() else path
+
+
+def _expanded(path: str) -> Path:
+    """`path` with `~` as the user's folder; `~NAME` of a user whom nobody knows stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)

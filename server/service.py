@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 HEAVY_CALLS = 2
 """How many calls run models at the same time; the others wait their turn."""
 OPENAI_RESULTS = 10
-SHOWN_PROBLEMS = 20
-"""How many unreadable files `status` names."""
 WAIT_S = 20.0
 """How long a call waits for models that are still loading before it answers with a note."""
 LOADING = "The models are still loading; ask again in a few seconds."
@@ -135,13 +133,8 @@ class Service:
 
     def status(self, session: Triptych, given: StatusArguments) -> Answer:
         jobs = [job.as_dict() for job in self.jobs.list(session.name)]
-        state = session.status()
-        more = len(state.problems) - SHOWN_PROBLEMS
-        hidden = f"{more} more files could not be read." if more > 0 else None
-        note = answers.joined(state.note, self._unfinished(session), hidden)
-        shown = {"jobs": jobs, "note": note, "problems": state.problems[:SHOWN_PROBLEMS]}
-        data = state.model_copy(update=shown).model_dump(mode="json")
-        return Answer({**data, "server": self.tallies.as_dict()})
+        data = calls.status(session, given, self._unfinished(session)).answer.data
+        return Answer({**data, "jobs": jobs, "server": self.tallies.as_dict()})
 
     def index(self, session: Triptych, given: IndexArguments) -> Answer:
         paths = [self.roots.inside(path) for path in given.paths]

@@ -180,7 +180,7 @@ def test_no_exception_is_swallowed_in_silence() -> None:
 
 HOST = re.compile(r"(pypi|pythonhosted|npmjs|anaconda|debian)\.(org|com|io|net)", re.IGNORECASE)
 MACHINE = re.compile(r"""["'`( =](/(home|root|work|Users|tmp|opt|mnt)/|[A-Z]:\\\\?Users)""")
-LINK = re.compile(r"https?://(?!127\.0\.0\.1|localhost|\[::1\]|\{)[\w.-]+\.\w")
+LINK = re.compile(r"https?://(?!127\.0\.0\.1|localhost|\[::1\]|\{|[\w-]+\.example\b)[\w.-]+\.\w")
 
 
 def test_no_registry_host_and_no_path_of_a_machine_in_the_package() -> None:

@@ -459,7 +459,8 @@ def test_only_plain_causal_attention_is_computed_in_blocks(half: Any, monkeypatc
             with torch._C.DisableTorchFunction():
                 assert torch.equal(given, ATTENTION(query, key, value, attn_mask=mask))
         ATTENTION(query, key, value)
-        ATTENTION(*(torch.cat([one, one]) for one in (key, key, value)), is_causal=True)
+        doubled, values = torch.cat([key, key]), torch.cat([value, value])
+        ATTENTION(doubled, doubled, values, is_causal=True)
     ATTENTION(key, key, value, is_causal=True)
     assert counted == [20, 30]
 

@@ -162,7 +162,7 @@ def test_identical_calls_give_identical_bytes() -> None:
 
 def test_spans_boxes_scores_and_times_travel_beside_the_block() -> None:
     trace = call(server(), "retrieve", {"query": "Berlin allowance"}).meta["triptych"]
-    assert set(trace) == {"library", "dropped", "tokens", "ms", "note", "refiner_note", "passages"}
+    assert set(trace) == {"library", "dropped", "tokens", "ms", "note", "refiner_note", "passages", "untrusted"}
     assert set(trace["ms"]) == {"search", "rerank", "compress", "total"}
     assert trace["passages"][0]["box"] == [0.1, 0.2, 0.9, 0.3]
     assert trace["passages"][0]["spans"] == [[0, 71]]

@@ -141,8 +141,10 @@ def test_claims_in_prose_are_noticed(claim: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "innocent", ["nDCG@10, MRR@10 and recall@100", "`--rate 0.5`", "a budget of 2,000 tokens", "Python 3.11", "n = 50", "Codex 0.169.0"]
-)
+    "innocent",
+    ["nDCG@10, MRR@10 and recall@100", "`--rate 0.5`", "a budget of 2,000 tokens", "Python 3.11", "n = 50",
+     "Codex 0.169.0"],
+)  # fmt: skip
 def test_what_is_no_claim_is_left_alone(innocent: str) -> None:
     assert not CLAIM.search(innocent)
 

@@ -265,11 +265,12 @@ HTTP_SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
 from fake_library import FakeTriptych
-from triptych.server import serve
+from triptych.server import web
 from triptych.server.app import build
 fake = FakeTriptych()
 app = build(lambda name=None: fake, fake.settings, llm_rerank=True)
-serve._serve_http(app, serve.Plan(transport="http", port={port}))
+access = web.Access.of("127.0.0.1", {port})
+web.serve(web.application(app, access, lambda: "ready", fake.settings.message_bytes), access)
 """
 
 

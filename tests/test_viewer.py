@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvicorn
+from mcp import Client
 from starlette.testclient import TestClient
 
 from triptych.server import viewer
@@ -243,6 +244,74 @@ def test_a_failure_is_shown_in_words(library: Triptych) -> None:
 
     with served(library) as address:
         assert "Ask for at least" in asyncio.run(message(address))
+
+
+HOST = """
+<iframe id="app" sandbox="allow-scripts" style="width: 100%; height: 900px"></iframe>
+<script>
+  const frame = document.getElementById("app");
+  const send = (message) => frame.contentWindow.postMessage({ jsonrpc: "2.0", ...message }, "*");
+  const seen = [];
+  window.addEventListener("message", async ({ data, source }) => {
+    if (source !== frame.contentWindow) return;
+    seen.push(data.method);
+    if (data.method === "ui/initialize") {
+      const host = { hostInfo: { name: "host", version: "1" }, hostCapabilities: { serverTools: {} } };
+      const { protocolVersion } = data.params;
+      send({ id: data.id, result: { protocolVersion, ...host, hostContext: { theme: "dark" } } });
+    } else if (data.method === "ui/notifications/initialized") {
+      const given = { query: "What does the ferry cost?", max_tokens: 300 };
+      send({ method: "ui/notifications/tool-input", params: { arguments: given } });
+      send({ method: "ui/notifications/tool-result", params: await callTool("retrieve", given) });
+    } else if (data.method === "tools/call") {
+      send({ id: data.id, result: await callTool(data.params.name, data.params.arguments) });
+    }
+  });
+  readPage().then((html) => { frame.srcdoc = html; });
+</script>
+"""
+
+
+@pytest.mark.ui
+def test_a_host_frames_the_page_beside_an_answer(library: Triptych, tmp_path: Path) -> None:
+    app = build(lambda name=None: library, library.settings)
+
+    async def look() -> dict[str, Any]:
+        async with Client(app) as client, browser() as page:
+
+            async def call_tool(name: str, arguments: dict[str, Any]) -> Any:
+                result = await client.call_tool(name, arguments)
+                return result.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+            async def read_page() -> str:
+                tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+                found = await client.read_resource((tools["retrieve"].meta or {})["ui"]["resourceUri"])
+                assert found.contents[0].mime_type == "text/html;profile=mcp-app"
+                return str(getattr(found.contents[0], "text", ""))
+
+            await page.expose_function("callTool", call_tool)
+            await page.expose_function("readPage", read_page)
+            await page.set_content(HOST)
+            frame = page.frame_locator("#app")
+            await frame.locator("article").first.wait_for()
+            before = await frame.locator("#panels").inner_text()
+            await frame.get_by_role("button", name="Whole text").first.click()
+            await frame.locator("mark").first.wait_for()
+            await page.screenshot(path=str(tmp_path / "framed.png"))
+            await frame.locator("#budget").fill("2000")
+            await frame.get_by_role("button", name="Retrieve").click()
+            await frame.get_by_text("of 2,000").wait_for()
+            theme = await frame.locator("html").get_attribute("data-theme")
+            asks = await frame.get_by_role("searchbox").count()
+            return {"before": before, "theme": theme, "asks": asks, "seen": await page.evaluate("seen")}
+
+    seen = asyncio.run(look())
+    assert "of 300" in seen["before"]
+    assert seen["theme"] == "dark"
+    assert seen["asks"] == 0
+    assert {"ui/initialize", "ui/notifications/initialized", "ui/notifications/size-changed", "tools/call"} == set(
+        seen["seen"]
+    )
 
 
 # --- `triptych ui` ----------------------------------------------------------------------------------------------------

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import BadInput
 from .operations import MAX_K, MAX_QUERY
 from .schemas import Given, Text
+
+if TYPE_CHECKING:
+    from ..settings import Settings
 
 MAX_CANDIDATES = 200
 MAX_LISTWISE = 20
@@ -190,6 +193,16 @@ def schema(model: type[Arguments]) -> dict[str, Any]:
     plain = _plain(full, full.get("$defs", {}))
     order = ("type", "properties", "required", "additionalProperties")
     return {key: plain[key] for key in order if key in plain}
+
+
+def input_schema(model: type[Arguments], settings: Settings, *, scoped: bool = True) -> dict[str, Any]:
+    """`schema`, with this installation's default and largest budget, and with `library` where a tool is `scoped`."""
+    made = schema(model)
+    properties = {**made["properties"], **(schema(InLibrary)["properties"] if scoped else {})}
+    if "max_tokens" in properties:
+        limits = {"maximum": settings.max_tokens_cap, "default": min(settings.max_tokens, settings.max_tokens_cap)}
+        properties["max_tokens"] = {**properties["max_tokens"], **limits}
+    return {**made, "properties": properties}
 
 
 def _plain(node: Any, definitions: Mapping[str, Any]) -> Any:

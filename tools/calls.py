@@ -1,6 +1,6 @@
 """The operations as assistants call them: checked arguments in, the block inside its budget out.
 
-The MCP server and the LangChain tools are thin shells around these six functions.
+The MCP server and the LangChain tools are thin shells around these functions.
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ if TYPE_CHECKING:
         RerankArguments,
         RetrieveArguments,
         SearchArguments,
+        StatusArguments,
         ViewArguments,
     )
     from .library import Triptych
     from .schemas import Given, Shape
+
+
+SHOWN_PROBLEMS = 20
+"""How many unreadable files `status` names."""
 
 
 class Called(NamedTuple):
@@ -78,6 +83,16 @@ def view(session: Triptych, given: ViewArguments) -> Called:
     budget = budget_of(session, given.max_tokens)
     result = session.view(given.id, given.max_edge, budget)
     return Called(answers.of_view(result, budget, session.settings.tokenizer), result)
+
+
+def status(session: Triptych, given: StatusArguments, note: str | None = None) -> Called:
+    """What a library holds, with the first of its problems; a `note` of the caller's own is added."""
+    state = session.status()
+    more = len(state.problems) - SHOWN_PROBLEMS
+    hidden = f"{more} more files could not be read." if more > 0 else None
+    shown = {"note": answers.joined(state.note, note, hidden), "problems": state.problems[:SHOWN_PROBLEMS]}
+    result = state.model_copy(update=shown)
+    return Called(answers.Answer(result.model_dump(mode="json")), result)
 
 
 def budget_of(session: Triptych, max_tokens: int | None = None) -> int:

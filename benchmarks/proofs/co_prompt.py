@@ -1,6 +1,6 @@
 """Co-Prompt: a searched instruction against one written by hand, none, and one of random tokens.
 
-    python benchmarks/proofs/co_prompt.py --train qa_nq_train/train.jsonl --data trec_dl19
+    make prove ID=co_prompt TRAIN=qa_nq_train/train.jsonl DATA=trec_dl19
 
 The instruction is searched for with the profile's language model on questions of Natural Questions and their passages,
 and measured on the BM25 run of another collection. The search among random tokens has the same budget: as many tokens

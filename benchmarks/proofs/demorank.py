@@ -1,6 +1,6 @@
 """DemoRank: demonstrations chosen by feedback against the nearest ones, those of BM25, random ones, and none.
 
-    python benchmarks/proofs/demorank.py --train qa_nq_train/train.jsonl --data trec_dl19
+    make prove ID=demorank TRAIN=qa_nq_train/train.jsonl DATA=trec_dl19
 
 Demonstrations are questions of Natural Questions with the passage that answers them (Yes) or with one of another
 question (No); the two choosers learn from the feedback of the profile's language model about them. Measured is how

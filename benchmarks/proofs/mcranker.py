@@ -1,6 +1,6 @@
 """MCRanker: a team with criteria of its own against one plain judge, with the same language model.
 
-    TRIPTYCH_LM=FOLDER python benchmarks/proofs/mcranker.py --data trec_dl19
+    TRIPTYCH_LM=FOLDER make prove ID=mcranker DATA=trec_dl19
 
 The plain judge is MCRanker's own prompt with one member and one criterion, that the passage answers the query: one call
 a passage. The model has to follow instructions, which the profile's does not: name one of half a billion parameters or

@@ -1,6 +1,6 @@
 """monoBERT: a small cross-encoder trained here against the same one before training, and against BM25.
 
-    python benchmarks/proofs/monobert.py --train qa_nq_train/train.jsonl --data trec_dl19
+    make prove ID=monobert TRAIN=qa_nq_train/train.jsonl DATA=trec_dl19
 
 No MS MARCO cross-encoder comes with the package, so the recipe of the paper (two segments, two labels, cross-entropy of
 single passages) is applied to all-MiniLM-L6-v2 with questions of Natural Questions: each with the passage that

@@ -10,7 +10,7 @@ from langchain_core.tools import BaseTool, ToolException
 from pydantic import Field, create_model
 
 from ...errors import BadInput, Cancelled, TriptychError
-from .. import answers, calls
+from .. import calls
 from ..arguments import (
     Arguments,
     CompressArguments,
@@ -22,8 +22,8 @@ from ..arguments import (
     StatusArguments,
     ViewArguments,
     description,
+    input_schema,
     parse,
-    schema,
 )
 from .libraries import Libraries
 from .runs import awaited, worked
@@ -34,22 +34,9 @@ if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForToolRun, CallbackManagerForToolRun
     from langchain_core.runnables import RunnableConfig
 
-    from ...settings import Settings
     from ..answers import Answer
     from ..calls import Called
     from ..library import Triptych
-
-SHOWN_PROBLEMS = 20
-"""How many unreadable files `status` names."""
-
-
-def _status(session: Triptych, given: StatusArguments) -> Called:
-    state = session.status()
-    more = len(state.problems) - SHOWN_PROBLEMS
-    note = answers.joined(state.note, f"{more} more files could not be read." if more > 0 else None)
-    shown = state.model_copy(update={"note": note, "problems": state.problems[:SHOWN_PROBLEMS]})
-    return calls.Called(answers.Answer(shown.model_dump(mode="json")), state)
-
 
 _TOOLS: dict[str, tuple[type[Arguments], Callable[[Any, Any], Called]]] = {
     "retrieve": (RetrieveArguments, calls.retrieve),
@@ -58,7 +45,7 @@ _TOOLS: dict[str, tuple[type[Arguments], Callable[[Any, Any], Called]]] = {
     "view": (ViewArguments, calls.view),
     "rerank": (RerankArguments, calls.rerank),
     "compress": (CompressArguments, calls.compress),
-    "status": (StatusArguments, _status),
+    "status": (StatusArguments, calls.status),
 }
 
 
@@ -123,21 +110,11 @@ def _tool(name: str, libraries: Libraries) -> BaseTool:
     return TriptychTool(
         name=name,
         description=description(arguments),
-        args_schema=_offered(arguments, libraries.settings),
+        args_schema=input_schema(arguments, libraries.settings),
         arguments=arguments,
         libraries=libraries,
         call=call,
     )
-
-
-def _offered(arguments: type[Arguments], settings: Settings) -> dict[str, Any]:
-    """JSON Schema of the arguments, with this installation's default and largest budget."""
-    made = schema(arguments)
-    properties = {**made["properties"], **schema(InLibrary)["properties"]}
-    if "max_tokens" in properties:
-        limits = {"maximum": settings.max_tokens_cap, "default": min(settings.max_tokens, settings.max_tokens_cap)}
-        properties["max_tokens"] = {**properties["max_tokens"], **limits}
-    return {**made, "properties": properties}
 
 
 def _content(answer: Answer) -> str | list[dict[str, Any]]:
