@@ -74,6 +74,7 @@ class Bar:
 
 
 LATENCY, PROTOCOL, PRUNING = "bench_latency", "bench_protocol", "bench_pruning"
+RERANK_SPEED = "bench_rerank_speed"
 AS_SHIPPED = {"precision": "auto"}
 EXACT, FAST = {"mode": "exact", **AS_SHIPPED}, {"mode": "fast", **AS_SHIPPED}
 
@@ -97,6 +98,14 @@ BARS = (
         settings={**EXACT, "tokens": 8000}, system="llmlingua"),
     Bar("the pruner's network, times the stock package", PRUNING, "clf_speedup_vs_stock", least=50,
         settings={"mode": "read"}, system="triptych_pruner"),
+    Bar("query likelihood, times a naive loop", RERANK_SPEED, "speedup", least=4, settings=AS_SHIPPED,
+        system="query_likelihood"),
+    Bar("a cross-encoder, times sentence-transformers", RERANK_SPEED, "speedup", least=1,
+        settings={"precision": "float32"}, system="monobert"),
+    Bar("the same in int8, times sentence-transformers", RERANK_SPEED, "speedup", least=2,
+        settings={"precision": "int8"}, system="monobert"),
+    Bar("the same, queries with the same first ten", RERANK_SPEED, "same_top10", least=0.95,
+        settings={"precision": "int8"}, system="monobert"),
 )  # fmt: skip
 """With weights and without, where both were measured."""
 
@@ -122,7 +131,17 @@ class View:
     kept: bool = False
 
 
-ELSEWHERE = ("proof", "pruner", "choose_blend", "rerank", "compress", "bench_growth", "bench_store", "bench_embedding")
+ELSEWHERE = (
+    "proof",
+    "pruner",
+    "choose_blend",
+    "rerank",
+    "compress",
+    "bench_growth",
+    "bench_store",
+    "bench_embedding",
+    "bench_rerank_speed",
+)
 """Names and kinds of results that README leaves to docs/compression.md, docs/systems.md and docs/measured.md."""
 ON_THE_PAGE = ("compress_multidoc20", "rerank_trec_dl19_run_bm25_blend", "rerank_trec_dl19_run_bm25_lm_top20")
 """Of these, the ones that it shows all the same."""
