@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..errors import EndpointError, TimedOut
@@ -26,6 +26,15 @@ class Limits:
     seconds: float | None = None
     depth: int | None = None
     tokens: int | None = None
+
+    def less(self, *, calls: int = 0, seconds: float = 0.0, tokens: int = 0) -> Limits:
+        """What is left of them after so much was spent; never below 0, and the depth stays."""
+        return replace(
+            self,
+            calls=None if self.calls is None else max(0, self.calls - calls),
+            seconds=None if self.seconds is None else max(0.0, self.seconds - seconds),
+            tokens=None if self.tokens is None else max(0, self.tokens - tokens),
+        )
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 URI = "ui://triptych/viewer"
+HOSTS = ("127.0.0.1", "localhost", "[::1]")
 MOST_BYTES = 1_000_000
 """Largest body of a call."""
 _KEY = '<meta name="triptych-key" content="">'
@@ -54,7 +55,7 @@ def application(app: MCPServer[Any], key: str, port: int) -> Starlette:
         key: who does not know it gets 403.
         port: where this is served: a page from any other origin gets 403.
     """
-    origins = {f"http://{host}:{port}" for host in ("127.0.0.1", "localhost", "[::1]")}
+    origins = {f"http://{host}:{port}" for host in HOSTS}
 
     async def page(request: Request) -> Response:
         if not _knows(key, request.query_params.get("key")):
@@ -74,7 +75,7 @@ def application(app: MCPServer[Any], key: str, port: int) -> Starlette:
 
     return Starlette(
         routes=[Route("/", page), Route("/call", call, methods=["POST"])],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS))],
     )
 
 

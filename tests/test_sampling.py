@@ -32,6 +32,7 @@ from triptych.tools.arguments import LLMRerankArguments
 
 sys.path.append(str(Path(__file__).parent))
 from fake_library import FakeTriptych
+from served import free_port
 
 MODES = ("legacy", "auto")
 IDS = ["p1", "p2", "p3"]
@@ -276,9 +277,7 @@ web.serve(web.application(app, access, lambda: "ready", fake.settings.message_by
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     script = HTTP_SCRIPT.format(tests=str(Path(__file__).parent), port=port)
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         for _ in range(400):

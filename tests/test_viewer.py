@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -32,6 +31,7 @@ from triptych.tools.library import Triptych
 
 sys.path.append(str(Path(__file__).parent))
 from fake_library import FakeTriptych
+from served import free_port
 
 if TYPE_CHECKING:
     from playwright.async_api import Page
@@ -134,12 +134,6 @@ def test_the_page_of_a_host_holds_no_key_and_no_address() -> None:
 
 
 # --- what a reader sees -----------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -178,7 +178,8 @@ class MonoBERT(Reranker):
         ranked = _pointwise.rank(hits, limits, read, lambda score, say: score, AT_ONCE)
         if self.full is None or not ranked.complete or len(hits) < 2:
             return ranked
-        return _joined(ranked, self.full.rank(query, ranked.hits[:AGAIN], _left(limits, ranked, start)))
+        left = (limits or Limits()).less(calls=ranked.calls, seconds=time.monotonic() - start, tokens=ranked.tokens)
+        return _joined(ranked, self.full.rank(query, ranked.hits[:AGAIN], left))
 
     def read(self, query: str, texts: Sequence[str]) -> list[Read]:
         """The score of each text, the best of its windows, and how many tokens of it and the query were read."""
@@ -237,16 +238,6 @@ class MonoBERT(Reranker):
         if getattr(self.model.config, "type_vocab_size", 0) > 1:
             fed["token_type_ids"] = segments
         return {name: values.to(self.model.device) for name, values in fed.items()}
-
-
-def _left(limits: Limits | None, spent: Ranking, start: float) -> Limits:
-    """What is left of `limits` after `spent`."""
-    given = limits or Limits()
-    return Limits(
-        calls=None if given.calls is None else max(0, given.calls - spent.calls),
-        seconds=None if given.seconds is None else max(0.0, given.seconds - (time.monotonic() - start)),
-        tokens=None if given.tokens is None else max(0, given.tokens - spent.tokens),
-    )
 
 
 def _joined(ranked: Ranking, again: Ranking) -> Ranking:

@@ -152,11 +152,7 @@ class MCRanker(Reranker):
             team, repaired, spent = self._team(query, hits[0].item)
         except Ended as ended:
             return Ranking(tuple(hits), complete=False, reason=str(ended), failure=ended.failure)
-        left = Limits(
-            seconds=None if limits.seconds is None else max(limits.seconds - (time.monotonic() - start), 0.0),
-            depth=depth,
-            tokens=None if limits.tokens is None else max(limits.tokens - spent, 0),
-        )
+        left = replace(limits.less(seconds=time.monotonic() - start, tokens=spent), calls=None, depth=depth)
         unusable = 0
 
         def read(items: Sequence[Item], share: float) -> list[Read]:
