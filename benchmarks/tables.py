@@ -131,8 +131,11 @@ class View:
     kept: bool = False
 
 
+PROOF = "proof"
+"""The kind of a result about a single system."""
+
 ELSEWHERE = (
-    "proof",
+    PROOF,
     "pruner",
     "choose_blend",
     "rerank",
@@ -259,7 +262,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def results(folder: Path = RESULTS) -> list[Result]:
     """All results, in the order of the page."""
-    found = [Result.read(path) for path in sorted(folder.glob("*.json"))]
+    found = [Result.read(path) for path in sorted(folder.rglob("*.json"))]
     order = list(VIEWS)
     return sorted(found, key=lambda one: (order.index(key) if (key := _key(one)) in order else len(order), one.name))
 
@@ -273,9 +276,14 @@ def with_tables(text: str, made: Iterable[str]) -> str:
 
 def measured(found: Sequence[Result]) -> str:
     """The page with everything."""
-    links = "[{0}.json](../benchmarks/results/{0}.json)"
-    told = [f"{report.markdown(one, '##')}\n{links.format(one.name)}" for one in found]
+    told = [f"{report.markdown(one, '##')}\n{_link(one)}" for one in found]
     return "\n\n".join([TOP, *told]) + "\n"
+
+
+def _link(one: Result) -> str:
+    """To the file; those of single systems have a folder of their own."""
+    name = f"systems/{one.name}" if one.kind == PROOF else one.name
+    return f"[{one.name}.json](../benchmarks/results/{name}.json)"
 
 
 def parts(found: Sequence[Result]) -> Iterator[str]:

@@ -66,6 +66,15 @@ def retrieval() -> Result:
     )
 
 
+def proof() -> Result:
+    """Two systems, one of them with two seeds."""
+    seeds = [Arm(system="ours", settings={"seed": n}, metrics={"nDCG@10": 0.5 + n / 10}) for n in range(2)]
+    return result(
+        "proof",
+        [*seeds, Arm(system="ours", metrics={"nDCG@10": 0.55}), Arm(system="before", metrics={"nDCG@10": 0.4})],
+    )
+
+
 def compression(size: str = "max_tokens", sizes: tuple[float, ...] = (500, 1000), **metrics: float) -> Result:
     arms = [Arm(system="no_compression", metrics={"answers_kept": 1.0})]
     for share, system in enumerate(("truncate", "llmlingua")):
@@ -191,6 +200,8 @@ def test_small_chances_are_not_zero() -> None:
         ),
         (growth(), ["first_stage_things_ms_p50_items"]),
         (result("protocol", [Arm(system="a", metrics={"handshake_ms": 1.0})]), []),
+        (proof(), ["proof_things_arms"]),
+        (result("proof", [Arm(system="a", status="failed", reason="no")]), []),
         (result("retrieval", [Arm(system="a", status="failed", reason="no")]), []),
     ],
     ids=lambda value: value.kind if isinstance(value, Result) else "",

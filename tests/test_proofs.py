@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from triptych.manifests.registry import cards
+from triptych.tools.evaluation.result import Arm
 
 PROOFS = Path(__file__).resolve().parent.parent / "benchmarks" / "proofs"
 SCRIPTS = sorted(path.stem for path in PROOFS.glob("[!_]*.py"))
@@ -69,3 +70,22 @@ def test_verbatim_counts_words_of_the_source(module: Any) -> None:
     assert made.verbatim("", "a") == 0
     assert made.plain("x-1, (y)") == "x 1 y"
     assert made.agreement([("a", True), ("b", False)], [("a", True), ("b", True)]) == (1, 2)
+
+
+def test_seeds_are_averaged_metric_by_metric_and_query_by_query(module: Any) -> None:
+    module("cpc")  # puts the shared module in reach
+    import _proof
+
+    arms = [
+        Arm(
+            system="a",
+            settings={"seed": seed, "size": 2},
+            metrics={"nDCG@10": value, "none": None},
+            per_query={"nDCG@10": {"q": value, "r": None if seed else 1.0}},
+        )
+        for seed, value in enumerate((0.2, 0.4, 0.9))
+    ]
+    one = _proof.over_seeds(arms)
+    assert one.settings == {"size": 2}
+    assert one.metrics == {"nDCG@10": pytest.approx(0.5), "nDCG@10_sd": pytest.approx(0.3606, abs=1e-4), "none": None}
+    assert one.per_query == {"nDCG@10": {"q": pytest.approx(0.5), "r": None}}

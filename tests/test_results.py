@@ -20,7 +20,7 @@ from triptych.tools.evaluation import datasets
 from triptych.tools.evaluation.result import Arm, Comparison, DataInfo, Result
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+FILES = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
 MEASURED = [card for card in cards().values() if card.evidence != "pending"]
 PAGES = [ROOT / "README.md", *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "measured.md")]
 

@@ -16,7 +16,7 @@ from triptych.refiners.base import Budget
 from triptych.refiners.tokens import count
 from triptych.retrievers.base import Query
 from triptych.settings import Settings
-from triptych.tools.evaluation import datasets, report
+from triptych.tools.evaluation import datasets, plots, report
 from triptych.tools.evaluation.result import Arm, DataInfo, Result
 from triptych.tools.evaluation.survival import Facts
 from triptych.tools.stages import Stages
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from triptych.refiners.base import Refined, Refiner
 
 BENCHMARKS = Path(__file__).resolve().parent.parent
-RESULTS = BENCHMARKS / "results"
+RESULTS = BENCHMARKS / "results" / "systems"
 STATION = BENCHMARKS / "data" / "station"
 HOME = BENCHMARKS.parent / ".triptych"
 
@@ -98,7 +98,35 @@ def own(name: str, texts: list[str], **sizes: int) -> DataInfo:
     )
 
 
+def over_seeds(arms: Sequence[Arm]) -> Arm:
+    """One arm for several of the same system that differ in the setting `seed`.
+
+    Its metrics are means, beside each the sample's standard deviation as `NAME_sd`; its values per query are means, so
+    that a paired test over queries has the seeds' chance averaged out.
+    """
+    first = arms[0]
+    metrics: dict[str, float | int | None] = {}
+    for name in first.metrics:
+        values = [value for arm in arms if (value := arm.metrics.get(name)) is not None]
+        metrics[name] = float(np.mean(values)) if values else None
+        if len(values) > 1:
+            metrics[f"{name}_sd"] = float(np.std(values, ddof=1))
+    per_query: dict[str, dict[str, float | None]] = {}
+    for name, by_query in first.per_query.items():
+        rows = {query: [arm.per_query[name].get(query) for arm in arms] for query in by_query}
+        per_query[name] = {query: _mean(found) for query, found in rows.items()}
+    settings = {key: value for key, value in first.settings.items() if key != "seed"}
+    return Arm(system=first.system, settings=settings, metrics=metrics, per_query=per_query)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of what is defined in all of them, else None."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
 def write(result: Result, out: Path) -> None:
-    """Into the results, and as a table to stdout."""
+    """Into the results with its plot, and as a table to stdout."""
     path = result.write(out)
+    plots.draw(result, out)
     sys.stdout.write(f"{report.markdown(result)}\n{path.parent.name}/{path.name}\n")

@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+import _proof
+
 from triptych.retrievers.base import Hit, Query
 from triptych.tools.evaluation import datasets, ranking
 from triptych.tools.evaluation.passages import corpus
@@ -99,7 +101,7 @@ def asked(description: str | None, limit: int, learns: bool = True) -> argparse.
     parser.add_argument("--data", type=Path, required=True, help="the collection to measure on, with its BM25 run")
     parser.add_argument("--limit", type=int, default=limit, help="that many queries, drawn at random with the seed")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "results")
+    parser.add_argument("--out", type=Path, default=_proof.RESULTS)
     parser.add_argument("--work", type=Path, help="where a search or a fit is kept, to go on from")
     return parser.parse_args()
 

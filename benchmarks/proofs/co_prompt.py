@@ -105,7 +105,7 @@ def main() -> None:
         for row in against([arms[1]], baseline, metrics, given.seed)
     ]  # fmt: skip
     result = Result(
-        name="proof_co_prompt",
+        name="co_prompt",
         kind="proof",
         title="A searched instruction against one by hand, none, and one of random words",
         command=_reranking.command("co_prompt", given),

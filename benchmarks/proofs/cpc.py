@@ -144,7 +144,7 @@ def main() -> None:
     questions = list(arms[0].per_query["recall@1"])
     texts = [sentence for theme in documents() for doc in theme for sentence in doc]
     result = Result(
-        name="proof_cpc",
+        name="cpc",
         kind="proof",
         title="Sentence vectors pooled in context against sentences read alone, pronouns in every evidence sentence",
         command=_proof.command("cpc", given),

@@ -137,7 +137,7 @@ def main() -> None:
     metrics = (*_reranking.METRICS, "p_right")
     ours = arms[1]
     result = Result(
-        name="proof_demorank",
+        name="demorank",
         kind="proof",
         title="Demonstrations chosen by feedback, by nearness, by BM25, at random, and none",
         command=_reranking.command("demorank", given),

@@ -111,7 +111,7 @@ def main() -> None:
         for name, values in kept.items()
     ]
     result = Result(
-        name="proof_llmlingua2",
+        name="llmlingua2",
         kind="proof",
         title="LLMLingua-2's decisions beside the package's, and whether what comes back stands in its source",
         command=_proof.command("llmlingua2", given),

@@ -57,7 +57,7 @@ def main() -> None:
         *against(arms[3:], long, METRICS[1:], given.seed),
     ]
     result = Result(
-        name="proof_longllmlingua",
+        name="longllmlingua",
         kind="proof",
         title="LongLLMLingua against LLMLingua at a quarter of the tokens, and its orders",
         command=_proof.command("longllmlingua", given),

@@ -72,7 +72,7 @@ def main() -> None:
     lists = _reranking.Lists.of(given.data, given.limit, TOP, given.seed)
     arms = [lists.before(), lists.measured("plain_judge", Plain(lm)), lists.measured("mcranker", MCRanker(lm))]
     result = Result(
-        name="proof_mcranker",
+        name="mcranker",
         kind="proof",
         title="A recruited team with criteria against one plain judge",
         command=_reranking.command("mcranker", given),

@@ -162,7 +162,7 @@ def main() -> None:
             for name, one in lists.items():
                 arms[name].append(one.measured(system, reranker, data=name))
     result = Result(
-        name="proof_monobert",
+        name="monobert",
         kind="proof",
         title="A small cross-encoder trained on Natural Questions, before and after, and BM25",
         command=_reranking.command("monobert", given),

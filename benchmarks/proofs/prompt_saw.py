@@ -104,7 +104,7 @@ def main() -> None:
     gold = GOLD.read_bytes()
     own = DataInfo(name="triplets", sha256=hashlib.sha256(gold).hexdigest(), sizes={"sentences": gold.count(b"\n")})
     result = Result(
-        name="proof_prompt_saw",
+        name="prompt_saw",
         kind="proof",
         title="Triplets by relevance against random ones and whole sentences at equal tokens",
         command=_proof.command("prompt_saw", given),

@@ -144,7 +144,7 @@ def main() -> None:
     first = [before(order, given.seed) for order in ORDERS]
     told = f"{N} {SEEDS} {UNSEEN + given.seed} {BETA} {BIAS} {NOISE} {GRADES}"
     result = Result(
-        name="proof_prp_allpair",
+        name="prp_allpair",
         kind="proof",
         title="Pairwise ranking by all pairs, heapsort and passes, on a noisy comparator that likes what stands first",
         command=_proof.command("prp_allpair", given),

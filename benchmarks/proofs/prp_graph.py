@@ -124,7 +124,7 @@ def main() -> None:
                 comparisons += against(ours, baseline, METRICS, given.seed)
     world = _proof.own("bradley_terry", [f"{N} {SEEDS} {given.seed} {BETA} {BIAS} {NOISE}"], documents=N, seeds=SEEDS)
     result = Result(
-        name="proof_prp_graph",
+        name="prp_graph",
         kind="proof",
         title="Swiss pairs and PageRank against win counts and random pairs, on a noisy comparator",
         command=_proof.command("prp_graph", given),

@@ -165,7 +165,7 @@ def main() -> None:
         arms += [arm("rankgpt", judge, "given", given.seed, malformed=rate) for rate in RATES]
     told = f"{N} {SEEDS} {UNSEEN + given.seed} {BETA} {BIAS} {NOISE} {SHARP} {GRADES}"
     result = Result(
-        name="proof_rankgpt",
+        name="rankgpt",
         kind="proof",
         title="Listwise and setwise ranking on a simulated judge that likes what stands first and answers badly",
         command=_proof.command("rankgpt", given),

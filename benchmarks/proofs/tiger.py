@@ -236,7 +236,7 @@ def main() -> None:
         pairs += [(by["likelihood, backward", beams], by["likelihood", beams])]
     comparisons = [one for arm, base in pairs for one in against([arm], base, ["recall@1"], given.seed)]
     result = Result(
-        name="proof_tiger",
+        name="tiger",
         kind="proof",
         title="Pictures by codes: debiased against plain likelihood, backward against forward, retrieve or draw",
         command=_proof.command("tiger", given),

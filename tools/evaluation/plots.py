@@ -24,7 +24,7 @@ a line on white, is a grey here). Marker and dash tell the lines apart too."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "<", ">", "p")
 DASHES = ("-", "--", "-.", ":")
 
-QUALITY, ITEMS = "nDCG@10", "items"
+QUALITY, ITEMS, SEED = "nDCG@10", "items", "seed"
 KEPT = {
     "answers_kept": ("kept", "share of the answers kept"),
     "evidence_kept": ("evidence", "share of the evidence kept"),
@@ -48,8 +48,8 @@ def draw(result: Result, folder: Path) -> list[Path]:
     """Write every plot that the result has the figures for, each as SVG and PNG; answers the files.
 
     Answers and evidence kept against tokens (`compress`, `pipeline`) and against latency (`compress`), nDCG@10 against
-    latency (`retrieval`, `rerank`), and latency against library size, where arms have the setting `items`. A figure
-    that is missing has no point.
+    latency (`retrieval`, `rerank`), the first metric of arms side by side (`proof`), and latency against library size,
+    where arms have the setting `items`. A figure that is missing has no point.
     """
     files: list[Path] = []
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,6 +76,8 @@ def _plots(result: Result) -> Iterator[tuple[str, Callable[[Axes], None]]]:
         for time in TIMES:
             if points := _points(arms, time, QUALITY):
                 yield f"quality_{time}", partial(_quality, time, points)
+    if result.kind == "proof" and (names := metrics(arms)):
+        yield "arms", partial(_side_by_side, names[0], arms)
     for metric in metrics(arms):
         if metric.endswith("ms_p50") and (found := _series(arms, ITEMS, metric)):
             yield f"{metric}_items", partial(_growth, metric, found)
@@ -154,6 +156,22 @@ def _quality(time: str, points: Series, axes: Axes) -> None:
     axes.set_xlabel(TIMES[time])
 
 
+def _side_by_side(metric: str, arms: Sequence[Arm], axes: Axes) -> None:
+    """A row for each system and its settings: a ring for each seed, and a dot for an arm that stands for all."""
+    told = [key for key in varying(arms) if key != SEED]
+    rows: dict[str, list[tuple[float, bool]]] = {}
+    for arm in arms:
+        if (value := arm.metrics.get(metric)) is not None:
+            rows.setdefault(_label(arm, told), []).append((float(value), SEED in arm.settings))
+    for place, points in enumerate(rows.values()):
+        for value, single in points:
+            axes.plot([value], [place], "o", color=COLOURS[0], fillstyle="none" if single else "full")
+    axes.set_yticks(range(len(rows)), [_drawable(label) for label in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(metric)
+    axes.figure.set_size_inches(WIDTH, max(HEIGHT, 1.2 + 0.24 * len(rows)))
+
+
 def _growth(metric: str, series: Series, axes: Axes) -> None:
     _lines(axes, series)
     axes.set_yscale("log")
@@ -218,6 +236,8 @@ def _written(result: Result, plot: Callable[[Axes], None], stem: Path) -> list[P
 def _legend(page: Any, axes: Axes) -> None:
     """Beside the axes, where it covers nothing; a long one makes the page higher."""
     handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return
     wrapped = [textwrap.fill(label, 30, subsequent_indent="  ") for label in labels]
     rows = sum(label.count("\n") + 1 for label in wrapped)
     page.set_figheight(max(HEIGHT, 0.3 + 0.14 * rows + 0.08 * len(wrapped)))
