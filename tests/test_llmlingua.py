@@ -19,7 +19,6 @@ from triptych.errors import BadInput, Cancelled, MissingWeights, Unsupported
 from triptych.manifests.registry import card
 from triptych.progress import reporting
 from triptych.refiners.base import Budget
-from triptych.refiners.hard._attention import blocks, quick_attention
 from triptych.refiners.hard._llmlingua_compat import (
     GLIMPSES,
     LEAD,
@@ -32,6 +31,7 @@ from triptych.refiners.hard._llmlingua_compat import (
     window_of,
 )
 from triptych.refiners.hard.llmlingua import LM_TOKENS, LLMLingua, by_perplexity
+from triptych.retrievers.attention import causal_blocks, use_causal_blocks
 from triptych.retrievers.base import Hit, Item, Query, Source
 from triptych.retrievers.lm_transformers import TransformersLM, cache_name
 
@@ -408,76 +408,29 @@ def test_an_aligned_model_takes_the_place_of_the_profiles(lm: TransformersLM, tm
 
 # --- attention in bfloat16 ------------------------------------------------------------------------------------------
 
-ATTENTION = torch.nn.functional.scaled_dot_product_attention
-
-
-def qkv(queries: int, keys: int, groups: int = 2, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    """Of six heads in `groups`, 16 wide."""
-    made = torch.Generator().manual_seed(queries + keys)
-    return [
-        torch.randn(1, heads, length, 16, generator=made).to(dtype)
-        for heads, length in ((6, queries), (groups, keys), (groups, keys))
-    ]
-
-
-@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 30), (7, 7), (40, 90), (64, 64)])
-@pytest.mark.parametrize("groups", [1, 2, 6])
-@pytest.mark.parametrize("block", [16, 256])
-def test_blocks_are_causal_attention(queries: int, keys: int, groups: int, block: int) -> None:
-    query, key, value = qkv(queries, keys, groups)
-    mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
-    for scale in (None, 0.3):
-        whole = ATTENTION(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
-        torch.testing.assert_close(blocks(query, key, value, scale, block), whole)
-
 
 @pytest.fixture
 def half() -> Any:
-    """The tiny model in bfloat16."""
-    return TransformersLM.tiny().model.to(torch.bfloat16)
+    """The tiny model in bfloat16, as a loaded one attends."""
+    model = TransformersLM.tiny().model.to(torch.bfloat16)
+    use_causal_blocks(model)
+    return model
 
 
-def test_only_plain_causal_attention_is_computed_in_blocks(half: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted: list[int] = []
+def test_segments_behind_a_cache_are_computed_in_blocks(
+    lm: TransformersLM, half: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
 
-    def watched(query: Any, *given: Any, **options: Any) -> Any:
-        counted.append(query.shape[2])
-        return blocks(query, *given, **options)
+    def watched(query: Any, key: Any, *given: Any) -> Any:
+        seen.append((query.shape[2], key.shape[2]))
+        return causal_blocks(query, key, *given)
 
-    monkeypatch.setattr("triptych.refiners.hard._attention.blocks", watched)
-    query, key, value = qkv(20, 30, groups=6)
-    plain = torch.ones(20, 30, dtype=torch.bool).tril(10)[None, None]
-    sliding = plain & ~torch.ones(20, 30, dtype=torch.bool).tril(-5)
-    added = torch.zeros(20, 30).masked_fill(~plain, float("-inf"))
-    with quick_attention(half):
-        ATTENTION(query, key, value, attn_mask=plain)
-        ATTENTION(key, key, value, is_causal=True)
-        assert counted == [20, 30]
-        for mask in (sliding, added, torch.ones_like(plain)):
-            given = ATTENTION(query, key, value, attn_mask=mask)
-            assert counted == [20, 30]
-            with torch._C.DisableTorchFunction():
-                assert torch.equal(given, ATTENTION(query, key, value, attn_mask=mask))
-        ATTENTION(query, key, value)
-        doubled, values = torch.cat([key, key]), torch.cat([value, value])
-        ATTENTION(doubled, doubled, values, is_causal=True)
-    ATTENTION(key, key, value, is_causal=True)
-    assert counted == [20, 30]
-
-
-def test_only_bfloat16_is_computed_in_blocks(lm: TransformersLM, half: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted: list[int] = []
-
-    def watched(query: Any, *given: Any, **options: Any) -> Any:
-        counted.append(query.shape[2])
-        return blocks(query, *given, **options)
-
-    monkeypatch.setattr("triptych.refiners.hard._attention.blocks", watched)
-    OfflineCompressor(lm.model, lm.tokenizer).decide([TEXTS[2]], 0.5, 60)
-    assert counted == []
+    monkeypatch.setattr("triptych.retrievers.attention.causal_blocks", watched)
     OfflineCompressor(half, lm.tokenizer).decide([TEXTS[2]], 0.5, 60)
-    assert counted[:2] == [len(TEXTS[2])] * half.config.num_hidden_layers
-    assert len(counted) > 6
+    layers = half.config.num_hidden_layers
+    assert seen[:layers] == [(len(TEXTS[2]),) * 2] * layers
+    assert any(keys > queries for queries, keys in seen)
 
 
 def test_decisions_in_bfloat16_are_near_those_in_float32(lm: TransformersLM, half: Any) -> None:

@@ -10,7 +10,6 @@ What this file changes in `PromptCompressor`, and nothing else:
 - positions ride along: `decide` hands the package token ids that carry their position in the upper half of each 64-bit
   id. The package only copies, cuts and joins ids, so those that come back say which tokens it kept, and `get_ppl`
   strips the positions before the model sees them;
-- in bfloat16 on a processor, attention is computed as `_attention` does;
 - a text of one token, of which there is no loss, is kept (the package fails on it);
 - between windows it calls `progress.step`.
 
@@ -36,7 +35,6 @@ from ...progress import step
 from ...retrievers.lm_transformers import cache_name
 from ...retrievers.loading import encodable
 from ..tokens import count
-from ._attention import quick_attention
 
 SEPARATOR = "\n\n"
 """What the package puts between contexts, and between the question and them."""
@@ -333,8 +331,7 @@ def read(model: Any, ids: Any, pairs: Any, mask: Any, keep: bool) -> tuple[Any, 
     given = None if mask is None or bool(mask.all()) else mask
     cache = DynamicCache([tuple(pair) for pair in pairs]) if pairs else DynamicCache() if keep else None
     options = {} if cache is None else {cache_name(model): cache}
-    with quick_attention(model):
-        output = model.base_model(ids, attention_mask=given, use_cache=cache is not None, **options)
+    output = model.base_model(ids, attention_mask=given, use_cache=cache is not None, **options)
     made = [[layer.keys, layer.values] for layer in cache.layers] if cache is not None and keep else []
     return output.last_hidden_state, made
 
