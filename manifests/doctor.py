@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from . import weights
-from .registry import EXTRAS
+from .plugins import plugins
+from .registry import EXTRAS, cards
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -59,7 +60,7 @@ def examine(settings: Settings, *, full: bool = False) -> Report:
     Args:
         full: compute the SHA-256 of every model file as well (about a second per GB).
     """
-    checks = (*_machine(settings), *_packages(), *_weights(settings, full))
+    checks = (*_machine(settings), *_packages(), *_plugins(), *_weights(settings, full))
     return Report(checks)
 
 
@@ -106,6 +107,16 @@ def _packages() -> Iterator[Check]:
         yield Check("pip", "missing", "this Python has no pip, so nothing can be pulled", "python -m ensurepip")
 
 
+def _plugins() -> Iterator[Check]:
+    """Other packages with systems; a broken one is no fault of this installation."""
+    found = plugins()
+    for package in dict.fromkeys(found.packages.values()):
+        names = ", ".join(name for name, owner in found.packages.items() if owner == package)
+        yield Check(f"systems of {package}", "ok", names)
+    for one in found.broken:
+        yield Check(f"systems of {one.package}", "optional", f"broken: {one.error.message}", one.error.hint)
+
+
 def _package(requirement: Requirement, extra: str) -> Check:
     what = f"package {requirement.name}"
     mend = f"pip install '{requirement.name}{requirement.specifier}'"
@@ -142,3 +153,18 @@ def _weights(settings: Settings, full: bool) -> Iterator[Check]:
         status: Status = "ok" if state == "present" else state
         mend = "" if status == "ok" else f"triptych pull {settings.profile}"
         yield Check(f"weights {name}", status, details[state], mend)
+    yield from _given(settings)
+
+
+def _given(settings: Settings) -> Iterator[Check]:
+    """Weights that no package carries and that the user puts into the home folder."""
+    for role, stage in weights.stages(settings).items():
+        card = cards()[stage]
+        if card.role != role or card.weights or not card.checkpoints:
+            continue
+        if (settings.weights / card.id).is_dir():
+            yield Check(f"weights {card.id}", "ok", "in the home folder")
+        else:
+            names = " or ".join(f"`{point['name']}`" for point in card.checkpoints if point["native"])
+            mend = f"Put the files of {names} into `weights/{card.id}` of the home folder."
+            yield Check(f"weights {card.id}", "missing", "not pulled: no package carries them", mend)

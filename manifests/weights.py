@@ -166,13 +166,18 @@ def hash_of(name: str) -> str:
     return model(name).hash
 
 
+def stages(settings: Settings) -> dict[str, str]:
+    """Role → id of the system that the profile has for it, without those that it leaves out."""
+    named = {"retriever": settings.encoder, "reranker": settings.reranker, "refiner": settings.refiner}
+    return {role: stage for role, stage in named.items() if stage != "none"}
+
+
 def wanted_by(settings: Settings) -> tuple[str, ...]:
     """Names of the weights that every stage of `settings` reads, in the order of the stages.
 
     Those for speech only where the package that decodes sound is installed: without it they would never be read.
     """
-    stages = {"retriever": settings.encoder, "reranker": settings.reranker, "refiner": settings.refiner}
-    names = [name for role, stage in stages.items() if stage != "none" for name in registry.card(stage, role).weights]
+    names = [name for role, stage in stages(settings).items() for name in registry.card(stage, role).weights]
     if settings.lm != "none" and settings.lm_path is None:
         names.append(model(settings.lm).name)
     if settings.speech != "none" and find_spec("av") is not None:

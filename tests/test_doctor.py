@@ -46,6 +46,16 @@ def test_a_bare_home_lacks_weights_and_says_how_to_get_them(bare_home: Path, qui
     assert list(bare_home.iterdir()) == []
 
 
+def test_weights_that_the_user_brings_are_named_with_their_place(bare_home: Path, quick: None) -> None:
+    found = named(doctor.examine(Settings.load("standard")))["weights monobert"]
+    assert (found.status, found.mend) == (
+        "missing",
+        "Put the files of `cross-encoder/ms-marco-MiniLM-L6-v2` into `weights/monobert` of the home folder.",
+    )
+    (bare_home / "weights" / "monobert").mkdir(parents=True)
+    assert named(doctor.examine(Settings.load("standard")))["weights monobert"].status == "ok"
+
+
 def test_a_home_that_is_not_there_yet_is_fine_and_is_not_made(tmp_path: Path, quick: None) -> None:
     report = doctor.examine(Settings.load(home=tmp_path / "a" / "b"))
     assert named(report)["home folder"] == doctor.Check("home folder", "ok", "will be made")

@@ -15,9 +15,10 @@ def load(home: Path, environ: dict[str, str] | None = None, profile: str | None 
     return Settings.load(profile, environ={"TRIPTYCH_HOME": str(home), **(environ or {})}, **overrides)
 
 
-def test_the_default_profile_names_systems_that_exist(tmp_path: Path) -> None:
-    settings = load(tmp_path)
-    assert settings.profile == "embedded"
+@pytest.mark.parametrize("profile", [None, "standard"])
+def test_a_profile_names_systems_that_exist(profile: str | None, tmp_path: Path) -> None:
+    settings = load(tmp_path, profile=profile)
+    assert settings.profile == (profile or "embedded")
     assert settings.home == tmp_path
     assert settings.libraries == tmp_path / "libraries"
     assert settings.weights == tmp_path / "weights"

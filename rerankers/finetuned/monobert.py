@@ -52,8 +52,9 @@ BATCH_TOKENS = 2048
 """Padded tokens in one forward pass: larger batches leave the processor's cache and are slower."""
 AT_ONCE = 32
 """Passages between two looks at the clock."""
-AGAIN = 20
-"""So many of the best by 8-bit integers are read again in full: among them were the first ten of all that was tried."""
+AGAIN = 14
+"""So many of the best by 8-bit integers are read again in full: of 30 or 40 passages, they held the right first ten for
+95 % of questions or more (60 of Natural Questions), the best 15 for all."""
 PASSAGE_TOKENS = 200
 """For estimates only."""
 FILES = ("config.json", "model.safetensors")

@@ -20,6 +20,7 @@ from .. import _pointwise
 from .._failing import fitting
 from .._pointwise import Read
 from ..base import Cost, Limits, Ranking, Reranker
+from ._listwise import tokens_of
 
 if TYPE_CHECKING:
     from ...manifests.registry import Card
@@ -86,7 +87,9 @@ class QueryLikelihood(Reranker):
             texts = [clean(searchable_text(item)[:PASSAGE_CHARACTERS])[0] for item in items]
             prompts = [[PROMPT.format(passage=text[: int(PASSAGE_CHARACTERS * share)])] for text in texts]
             found = self._lm.logprobs(prompts, [target] * len(prompts))
-            return [Read(one.mean, len(one.tokens)) for one in found]
+            return [
+                Read(one.mean, tokens_of(asked) + len(one.tokens)) for one, asked in zip(found, prompts, strict=True)
+            ]
 
         at_once = UNHURRIED if limits is None or limits.seconds is None else AT_ONCE
 
