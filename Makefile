@@ -73,15 +73,16 @@ bench: $(VENV)/.installed-bench
 	$(PY) benchmarks/bench.py $(if $(filter-out 0,$(QUICK)),--quick) $(foreach group,$(ONLY),--only $(group)) \
 	  $(foreach folder,$(DATA),--data $(folder)) $(foreach file,$(QUESTIONS),--questions $(file))
 
-# The experiment of one system: make prove ID=cpc. QUESTIONS names a question file, LIMIT how many of it; some rerankers
-# want a collection with a run, DATA, and questions to learn from, TRAIN.
+# The experiment of one system: make prove ID=cpc. QUESTIONS names a question file, LIMIT how many of it; some want a
+# collection, DATA, or questions to learn from, TRAIN. FULL=1, where a system learns: the large run, for a GPU.
 prove: $(VENV)/.installed-bench
 	$(PULL)
 	$(PY) benchmarks/proofs/$(ID).py $(if $(QUESTIONS),--questions $(QUESTIONS)) $(if $(LIMIT),--limit $(LIMIT)) \
-	  $(if $(TRAIN),--train $(TRAIN)) $(if $(DATA),--data $(DATA))
+	  $(if $(TRAIN),--train $(TRAIN)) $(if $(DATA),--data $(DATA)) $(if $(FULL),--full)
 
 results: $(VENV)/.installed-mcp
 	$(PY) benchmarks/tables.py
+	$(PY) benchmarks/systems_page.py
 
 clean:
 	rm -rf build dist .types .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -6,6 +6,7 @@ happens: a bar on stderr, an MCP progress notification, cancellation, a deadline
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from threading import Event
 
 from .errors import Cancelled, TimedOut
 
+RESERVE_S = 10.0
 OnStep = Callable[[int, int | None, str], None]
 
 
@@ -42,6 +44,19 @@ def reporting(
         yield
     finally:
         _watch.reset(token)
+
+
+def left_s() -> float:
+    """Seconds that what comes next may take; infinite without a deadline.
+
+    The caller's deadline is further away: `RESERVE_S`, or a quarter of the time where that is less, is kept for making
+    an answer of what there is by then.
+    """
+    watch = _watch.get()
+    if watch is None or watch.deadline is None:
+        return math.inf
+    left = watch.deadline - time.monotonic()
+    return left - min(RESERVE_S, left / 4)
 
 
 def step(done: int, total: int | None = None, what: str = "") -> None:

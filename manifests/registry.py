@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -10,13 +11,17 @@ from functools import lru_cache
 from importlib import import_module, resources
 from typing import Any
 
-from ..errors import BadInput, UnknownSystem
+from ..errors import BadInput, UnknownSystem, Unsupported
+from .plugins import plugins
 
 ROLES = ("retriever", "reranker", "refiner")
 FIDELITIES = ("released-weights", "from-paper", "reconstructed", "ours", "baseline")
 EXTRAS = ("mcp", "office", "audio", "whisper", "video", "train", "all")
 _MODALITIES = ("text", "page", "image", "audio", "video")
 _CHECKPOINT_FIELDS = {"name", "format", "native", "revision"}
+_ID = re.compile(r"[a-z][a-z0-9_]{0,63}")
+"""What ids look like: they name folders, and stand in lists."""
+OWN = "triptych"
 
 
 @dataclass(frozen=True)
@@ -58,14 +63,33 @@ class Card:
         return asdict(self)
 
     def resolve(self) -> Any:
-        """The class behind `entry` (imports its module now)."""
+        """The class behind `entry` (imports its module now).
+
+        Raises:
+            Unsupported: it is another package's, and cannot be imported or has not the doors of a system.
+        """
         module, _, name = self.entry.partition(":")
-        return getattr(import_module(module), name)
+        package = plugins().packages.get(self.id)
+        if package is None:
+            return getattr(import_module(module), name)
+        try:
+            found = getattr(import_module(module), name)
+        except Exception as error:
+            raise _broken(self, package, f"cannot be imported ({type(error).__name__}: {error})") from error
+        if not isinstance(found, type) or not all(callable(getattr(found, door, None)) for door in ("load", "tiny")):
+            raise _broken(self, package, "is no class with the doors `load` and `tiny`")
+        return found
 
 
 @lru_cache(maxsize=1)
 def cards() -> Mapping[str, Card]:
-    """All cards by id, alphabetical within a role."""
+    """All cards by id, alphabetical within a role: ours, then those of other packages (see `plugins`)."""
+    return {**packaged(), **plugins().cards}
+
+
+@lru_cache(maxsize=1)
+def packaged() -> Mapping[str, Card]:
+    """Our own cards by id, alphabetical within a role."""
     found: dict[str, Card] = {}
     for card in _read():
         if card.id in found:
@@ -97,8 +121,12 @@ def _read() -> Iterator[Card]:
             yield parse(system_id, role, entry)
 
 
-def parse(system_id: str, role: str, entry: Mapping[str, Any]) -> Card:
-    """A checked card from its TOML table; anything unknown or missing is `BadInput`."""
+def parse(system_id: str, role: str, entry: Mapping[str, Any], package: str = OWN) -> Card:
+    """A checked card from its TOML table; anything unknown or missing is `BadInput`.
+
+    Args:
+        package: the package that `entry` must lie in.
+    """
     where = f"The card `{system_id}`"
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     try:
@@ -106,14 +134,19 @@ def parse(system_id: str, role: str, entry: Mapping[str, Any]) -> Card:
     except TypeError as error:
         raise BadInput(f"{where} has a missing or unknown key: {error}.", "See `Card` for the fields.") from None
     checks = {
+        f"id `{system_id}`": _ID.fullmatch(system_id) is not None,
         f"fidelity `{made.fidelity}`": made.fidelity in FIDELITIES,
         f"extras {made.extras}": set(made.extras) <= set(EXTRAS),
         f"modalities {made.modalities}": set(made.modalities) <= set(_MODALITIES),
         f"paper `{made.paper}`": made.paper == "none" or made.paper.startswith(("arXiv:", "doi:")),
-        f"entry `{made.entry}`": made.entry.startswith("triptych.") and made.entry.count(":") == 1,
+        f"entry `{made.entry}`": made.entry.startswith((f"{package}.", f"{package}:")) and made.entry.count(":") == 1,
         "checkpoints": all(set(point) == _CHECKPOINT_FIELDS for point in made.checkpoints),
     }
     for name, holds in checks.items():
         if not holds:
             raise BadInput(f"{where} has a wrong value: {name}.", "See `triptych.manifests.registry`.")
     return made
+
+
+def _broken(card: Card, package: str, what: str) -> Unsupported:
+    return Unsupported(f"`{card.id}` of the package `{package}` {what}.", f"Update it, or `pip uninstall {package}`.")

@@ -16,6 +16,7 @@ from itertools import accumulate, chain, islice, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import BadInput
+from ..progress import step
 from .base import Cut, Dropped, Passage, Piece, Refined
 from .protected import spans as protected_spans
 from .protected import whole
@@ -138,9 +139,11 @@ def fit(hits: Sequence[Hit], budget: Budget, planner: Planner, tail: Tail) -> Re
         if used <= budget.tokens:
             return Refined(untouched, used, sum(tokens))
     evidence = Evidence(hits, budget, tokens)
+    step(0, len(hits), "passages")
     plan = planner(evidence)
     filling = _Filling(evidence)
     unused = filling.fill(plan.parts, tail)
+    step(len(hits), len(hits), "passages")
     dropped = tuple(
         Dropped(hit.item.id, plan.reasons.get(n, "budget"), tokens[n])
         for n, hit in enumerate(hits)

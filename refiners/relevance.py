@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import regex
 
+from ..progress import step
 from ..retrievers.languages import across
 from ..retrievers.scripts import english
 from ..retrievers.searchable import searchable_text
@@ -189,7 +190,8 @@ def _scored(
     """Scores by `relevance`: of the parts of all chosen hits, and of all hits (0 where not chosen)."""
     by_part: list[float] = []
     by_hit = np.zeros(len(evidence.hits))
-    for n in chosen:
+    for done, n in enumerate(chosen):
+        step(done, len(chosen), "passages")
         item = evidence.hits[n].item
         read = searchable_text(item)
         shift = len(read) - len(item.text)

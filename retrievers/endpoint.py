@@ -7,6 +7,7 @@ redirect and takes no proxy from the environment unless told to, and it needs no
 from __future__ import annotations
 
 import json
+import math
 import random
 import threading
 import time
@@ -17,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, EndpointError, TimedOut, TriptychError
-from ..progress import step
+from ..progress import left_s, step
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -42,6 +43,8 @@ class _Job:
     path: str
     body: Mapping[str, Any]
     stop: threading.Event
+    latest: float = math.inf
+    """When it has to be over whatever its patience, for its caller to have time left."""
     ends: float | None = field(default=None)
     """When its patience is over; None until it has begun."""
 
@@ -113,14 +116,17 @@ class Endpoint:
     def post(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The answers to `bodies`, in their order. The first failure ends the whole call.
 
+        A caller's deadline shortens the patience (see `progress.left_s`): it is over before the deadline passes, so
+        that the caller can still make something of what it has.
+
         Raises:
             EndpointError: the endpoint cannot be reached, refuses, or answers with something else than a JSON object.
             TimedOut: it did not answer in time; or the caller's deadline has passed.
             Cancelled: the caller asked to stop.
             BadInput: a prompt is longer than the model's context.
         """
-        stop = threading.Event()
-        jobs = [_Job(path, body, stop) for body in bodies]
+        stop, left = threading.Event(), left_s()
+        jobs = [_Job(path, body, stop, time.monotonic() + left) for body in bodies]
         futures = [self._threads.submit(self._patiently, job) for job in jobs]
         waiting = set(futures)
         try:
@@ -132,7 +138,7 @@ class Endpoint:
                 # An answer whose header comes byte by byte keeps its thread; whoever waits is not kept.
                 late = [job for job, one in zip(jobs, futures, strict=True) if one in waiting and _over(job)]
                 if late:
-                    raise self._late(self._patience_s)
+                    raise self._late(min(self._patience_s, left), hurried=left < self._patience_s)
             return [one.result() for one in futures]
         finally:
             stop.set()
@@ -141,7 +147,7 @@ class Endpoint:
 
     def _patiently(self, job: _Job) -> dict[str, Any]:
         self._keep_pace(job.stop)
-        job.ends = time.monotonic() + self._patience_s
+        job.ends = min(time.monotonic() + self._patience_s, job.latest)
         for attempt in range(ATTEMPTS):
             try:
                 return self._once(job, attempt)
@@ -150,8 +156,8 @@ class Endpoint:
                 if pause_s is None:
                     longest_s = min(LONGEST_PAUSE_S, self._pause_s * 2**attempt)
                     pause_s = random.uniform(longest_s / 2, longest_s)
-                left_s = job.ends - time.monotonic()
-                if attempt + 1 == ATTEMPTS or pause_s >= left_s or job.stop.wait(pause_s):
+                rest_s = job.ends - time.monotonic()
+                if attempt + 1 == ATTEMPTS or pause_s >= rest_s or job.stop.wait(pause_s):
                     raise failure.error from None
             self._keep_pace(job.stop)
         raise AssertionError
@@ -168,10 +174,10 @@ class Endpoint:
         from urllib3 import Timeout
         from urllib3.exceptions import HTTPError, NewConnectionError, TimeoutError
 
-        end = time.monotonic() + self._timeout_s
+        begun = time.monotonic()
+        end = begun + self._timeout_s
         if job.ends is not None:
-            end = min(end, max(job.ends, time.monotonic() + TICK_S))
-        left_s = end - time.monotonic()
+            end = min(end, max(job.ends, begun + TICK_S))
         with self._lock:
             self.requests += 1
             self.retries += attempt > 0
@@ -181,14 +187,14 @@ class Endpoint:
                 f"{self._base}{job.path}",
                 body=json.dumps(job.body).encode(),
                 headers=self._headers(),
-                timeout=Timeout(connect=min(CONNECT_S, left_s), read=left_s),
+                timeout=Timeout(connect=min(CONNECT_S, end - begun), read=end - begun),
                 redirect=False,
                 preload_content=False,
             )
-            data = self._read(response, end)
+            data = self._read(response, job, begun, end)
         except HTTPError as error:
             if isinstance(error, TimeoutError) and not isinstance(error, NewConnectionError):
-                raise _Again(self._late(self._timeout_s)) from None
+                raise _Again(self._late(*self._waited(job, end - begun))) from None
             # The library's own words name addresses and objects; its class says what happened.
             message = f"`{self.name}` cannot be reached, or breaks off: {type(error).__name__}."
             raise _Again(EndpointError(message, "Is it running, and the address right?")) from None
@@ -198,7 +204,7 @@ class Endpoint:
         told = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "triptych"}
         return {**told, "Authorization": f"Bearer {self._key}"} if self._key else told
 
-    def _read(self, response: BaseHTTPResponse, end: float) -> bytes:
+    def _read(self, response: BaseHTTPResponse, job: _Job, begun: float, end: float) -> bytes:
         data = bytearray()
         try:
             while part := response.read1(2**16):
@@ -206,7 +212,7 @@ class Endpoint:
                 if len(data) > LARGEST:
                     raise EndpointError(f"`{self.name}` answers with more than `{LARGEST:,}` bytes.", _WRONG)
                 if time.monotonic() > end:
-                    raise _Again(self._late(self._timeout_s))
+                    raise _Again(self._late(*self._waited(job, end - begun)))
         except BaseException:
             response.close()
             raise
@@ -269,15 +275,22 @@ class Endpoint:
         line = " ".join("".join(c if c.isprintable() else " " for c in text).replace("`", "'").split())
         return line if len(line) <= SAID else f"{line[:SAID]}…"
 
-    def _late(self, seconds: float) -> TimedOut:
-        return TimedOut(f"`{self.name}` did not answer within `{seconds:g}` s.", "Raise the setting `lm_timeout`.")
+    def _waited(self, job: _Job, waited_s: float) -> tuple[float, bool]:
+        """How long an attempt was waited for, and whether that was less than usual because of the caller's deadline."""
+        hurried = job.ends == job.latest and waited_s < self._timeout_s
+        return (waited_s if hurried else self._timeout_s), hurried
+
+    def _late(self, seconds: float, hurried: bool) -> TimedOut:
+        hint = "It had to be done before the call's own deadline." if hurried else "Raise the setting `lm_timeout`."
+        return TimedOut(f"`{self.name}` did not answer within `{round(seconds, 2):g}` s.", hint)
 
 
 _WRONG = "Is this the address of an OpenAI-compatible endpoint? It usually ends in `/v1`."
 
 
 def _over(job: _Job) -> bool:
-    return job.ends is not None and time.monotonic() > job.ends + GRACE_S
+    now = time.monotonic()
+    return now > job.latest or (job.ends is not None and now > job.ends + GRACE_S)
 
 
 def _checked(url: str) -> tuple[str, str]:

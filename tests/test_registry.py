@@ -142,7 +142,7 @@ def test_an_id_on_two_cards_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     twice = [registry.parse("truncate", role, entry()) for role in ("reranker", "refiner")]
     monkeypatch.setattr(registry, "_read", lambda: iter(twice))
     with pytest.raises(BadInput, match="`truncate` stands on two cards"):
-        registry.cards.__wrapped__()
+        registry.packaged.__wrapped__()
 
 
 def test_a_misspelt_id_is_answered_with_the_nearest() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import random
@@ -931,3 +932,33 @@ def test_rows_without_a_vector_are_not_found_by_one(tmp_path: Path) -> None:
         assert store._leg(Route(DENSE, unit(1)[0]), None).filter == "has_tiny == true"  # type: ignore[union-attr]
         store.upsert([item("d", "elk")], {"tiny": unit(1)})
         assert store._leg(Route(DENSE, unit(1)[0]), None).filter == ""  # type: ignore[union-attr]
+
+
+# --- temporary stores ------------------------------------------------------------------------------------------------
+
+
+def gone(folder: Path) -> bool:
+    """Within ten seconds."""
+    until = time.monotonic() + 10
+    while folder.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    return not folder.exists()
+
+
+def test_a_temporary_store_goes_with_its_retriever_even_while_the_stores_are_locked() -> None:
+    found = BM25.tiny()
+    found.add([item("a", "some words")])
+    folder = found.store.folder
+    with lite._links_lock:  # whoever holds it may be the thread that collects the store
+        del found
+        gc.collect()
+    assert gone(folder)
+
+
+def test_temporary_stores_that_are_left_go_at_the_end_of_the_process() -> None:
+    script = (
+        "from triptych.retrievers.text.bm25 import BM25; from triptych.retrievers.base import Item, Source;"
+        "one = BM25.tiny(); one.add([Item('a', 'words', Source('a.md'))]); print(one.store.folder)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert not Path(done.stdout.strip()).exists()

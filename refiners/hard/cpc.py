@@ -24,7 +24,7 @@ import regex
 
 from ...errors import BadInput, Unsupported
 from ...progress import step
-from ...rerankers._given import given_folder
+from ...retrievers.given import given_folder
 from ...retrievers.loading import dtype, encodable, quiet
 from ..base import Refiner
 from ..fit import Plan, fit, head

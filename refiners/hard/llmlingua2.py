@@ -25,8 +25,8 @@ import regex
 
 from ...errors import BadInput, Unsupported
 from ...progress import step
-from ...rerankers._given import given_folder
 from ...retrievers.chunking import sentences
+from ...retrievers.given import given_folder
 from ...retrievers.loading import batches, dtype, encodable, quiet
 from ..base import Refiner
 from ..fit import Plan, Words, fit

@@ -24,10 +24,10 @@ import numpy as np
 from ...errors import BadInput, Unsupported
 from ...progress import step
 from ...retrievers.base import Hit
+from ...retrievers.given import given_folder
 from ...retrievers.loading import batches, dtype, encodable, in_int8, quiet, set_threads
 from ...retrievers.searchable import searchable_text
 from .. import _pointwise
-from .._given import given_folder
 from .._pointwise import Read
 from ..base import Cost, Limits, Ranking, Reranker
 from ._int8_cross import NEEDED, Int8Cross, Pair

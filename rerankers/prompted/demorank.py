@@ -18,11 +18,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...errors import Unsupported
+from ...retrievers.given import given_folder
 from ...retrievers.lm import LM, require
 from ...retrievers.searchable import searchable_text
 from .. import _pointwise
 from .._failing import fitting, no_verdict
-from .._given import given_folder
 from .._pointwise import Read, as_data
 from ..base import Cost, Limits, Ranking, Reranker
 from ._demonstrations import (

@@ -25,8 +25,8 @@ import numpy as np
 from ...errors import BadInput, UnreadableFile, Unsupported
 from ...progress import step
 from ...retrievers.base import Hit
+from ...retrievers.given import given_folder
 from .._failing import Ended, Tokens, no_verdict
-from .._given import given_folder
 from ..base import Cost, Limits, Ranking, Reranker
 from ._codes import Codes, Found, ImageTokenizer, SequenceModel, Trie
 from ._listwise import CHARACTERS_PER_TOKEN, asked, depth_of, finite

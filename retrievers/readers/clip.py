@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import wave
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from .base import Limits, unreadable
 from .detect import kind_of, opened
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import numpy as np
@@ -45,16 +47,41 @@ def clip(
     from ._speech import RATE
 
     known = limits or Limits()
-    longest_s = max(0, most_bytes - _HEADER) / (_WIDTH * RATE)
+    longest_s = longest(most_bytes)
     until = start_s + longest_s if end_s is None else min(end_s, start_s + longest_s)
-    with opened(path, uri, known) as file:
-        if kind_of(file, uri) != mime:
-            raise unreadable(uri, f"is no longer {mime}", "Index it again.")
-        with container_of(file, uri, mime) as container:
-            heard = _heard(container, uri, start_s, until, known)
+    with _container_in(path, uri, mime, known) as container:
+        heard = _heard(container, uri, start_s, until, known)
     if not len(heard):
         raise Unsupported(f"`{uri}` has no sound there.", "Use `fetch` for its text, `view` for its picture.")
     return Clip(_wav(heard, RATE), round(start_s, 2), round(start_s + len(heard) / RATE, 2))
+
+
+def longest(most_bytes: int) -> float:
+    """Seconds of sound in a clip of `most_bytes` bytes."""
+    from ._speech import RATE
+
+    return max(0, most_bytes - _HEADER) / (_WIDTH * RATE)
+
+
+def has_sound(path: Path, uri: str, mime: str, limits: Limits | None = None) -> bool:
+    """Whether there is anything to hear in the recording or film at `path`.
+
+    Raises:
+        UnreadableFile: it cannot be opened, or is no longer of kind `mime`.
+    """
+    if mime.startswith("audio/"):
+        return True
+    with _container_in(path, uri, mime, limits or Limits()) as container:
+        return sound(container) is not None
+
+
+@contextmanager
+def _container_in(path: Path, uri: str, mime: str, limits: Limits) -> Iterator[Any]:
+    with opened(path, uri, limits) as file:
+        if kind_of(file, uri) != mime:
+            raise unreadable(uri, f"is no longer {mime}", "Index it again.")
+        with container_of(file, uri, mime) as container:
+            yield container
 
 
 def _heard(container: Any, uri: str, start_s: float, end_s: float, limits: Limits) -> np.ndarray:

@@ -12,6 +12,8 @@ from .base import Limits, unreadable
 from .detect import kind_of, opened
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from PIL.Image import Image
 
 _LARGEST_PNG = 400_000
@@ -38,17 +40,23 @@ def picture(
     *,
     start_s: float | None = None,
     end_s: float | None = None,
+    fitted: Callable[[int, int], tuple[int, int]] | None = None,
 ) -> Picture:
     """Page `page` (1-based) of the PDF or picture at `path`, or the key frame of the video there from `start_s` to
     `end_s`; its longer side at most `max_edge` pixels.
 
     Drawings are given as PNG; photographs, and what would be large as PNG, as JPEG.
 
+    Args:
+        fitted: is told width and height, and answers with those that it may have at most.
+
     Raises:
         UnreadableFile: as `read`; or the file is no longer of kind `mime`, or has no such page.
     """
     media = MediaRef(uri, mime, page, start_s, end_s)
     shown = _drawn(path, media, max_edge, limits or Limits())
+    if fitted is not None and (size := fitted(*shown.size)) != shown.size:
+        shown = shown.resize(size, reducing_gap=3.0)
     return _encoded(shown, lossless=mime != "image/jpeg" and not mime.startswith("video/"))
 
 

@@ -30,7 +30,7 @@ from ..base import Space
 from .databases import opened, remove
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 LEXICAL = Space("lexical", "sparse", 0, "bm25")
@@ -41,8 +41,8 @@ B = 0.75
 PIVOT = 128.0
 """Terms of an item of ordinary length. Single characters of unspaced scripts do not count."""
 
-_EMPTY = 0
-"""Dimension of items without any term: backends refuse empty sparse vectors. No query has it."""
+EMPTY = 0
+"""Dimension of items without any term: backends refuse empty sparse vectors. No query of a library has it."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS terms (term INTEGER PRIMARY KEY, df INTEGER NOT NULL);
@@ -69,7 +69,7 @@ def item_weights(terms: Iterable[str]) -> dict[int, float]:
     counts = Counter(terms)
     length = sum(count for term, count in counts.items() if len(term) > 1 or term.isascii())
     norm = K1 * (1 - B + B * length / PIVOT)
-    return {dimension(term): n * (K1 + 1) / (n + norm) for term, n in counts.items()} or {_EMPTY: 1.0}
+    return {dimension(term): n * (K1 + 1) / (n + norm) for term, n in counts.items()} or {EMPTY: 1.0}
 
 
 class Lexicon:
@@ -127,19 +127,29 @@ class Lexicon:
     def query_weights(self, terms: Iterable[str]) -> dict[int, float]:
         """The sparse vector of a query; terms that no item holds are left out, so it may be empty."""
         counts = Counter(dimension(term) for term in terms)
-        known = self._frequencies(list(counts))
+        known = self.frequencies(list(counts))
         n = max(self.items, max(known.values(), default=0))
         return {term: counts[term] * math.log(1 + (n - df + 0.5) / (df + 0.5)) for term, df in known.items()}
 
+    def frequencies(self, asked: Sequence[int]) -> dict[int, int]:
+        """How many items hold each of these terms (sparse dimensions); those that none holds are left out."""
+        found: dict[int, int] = {}
+        with self._using() as db:
+            for at in range(0, len(asked), _QUERY_TERMS):
+                part = asked[at : at + _QUERY_TERMS]
+                marks = ",".join("?" * len(part))
+                found.update(db.execute(f"SELECT term, df FROM terms WHERE term IN ({marks})", part).fetchall())
+        return found
+
     def lack(self, space: int) -> bool:
         """Whether an item may be without a vector of the dense space number `space`."""
-        return self.interrupted or bool(self._frequencies([lacking(space)]))
+        return self.interrupted or bool(self.frequencies([lacking(space)]))
 
     def differences(self, counts: Mapping[int, int], items: int) -> int:
         """How many terms have another frequency here than in `counts`; the number of items counts as one more."""
         with self._using() as db:
             known: dict[int, int] = dict(db.execute("SELECT term, df FROM terms").fetchall())
-        off = sum(known.pop(term, 0) != n for term, n in counts.items() if term != _EMPTY)
+        off = sum(known.pop(term, 0) != n for term, n in counts.items() if term != EMPTY)
         return off + len(known) + (self.items != items)
 
     def _book(self, added: Iterable[Iterable[int]], removed: Iterable[Iterable[int]], *, afresh: bool) -> None:
@@ -150,7 +160,7 @@ class Lexicon:
                 items += sign
                 for term in vector:
                     delta[term] += sign
-        changes = [(term, change) for term, change in delta.items() if change and term != _EMPTY]
+        changes = [(term, change) for term, change in delta.items() if change and term != EMPTY]
         with self._using() as db, _transaction(db):
             if afresh:
                 db.execute("DELETE FROM terms")
@@ -160,15 +170,6 @@ class Lexicon:
             db.executemany("DELETE FROM terms WHERE term = ? AND df <= 0", gone)
             db.execute("UPDATE state SET value = value + ? WHERE key = 'items'", (items,))
             db.execute("UPDATE state SET value = 0 WHERE key = 'open'")
-
-    def _frequencies(self, asked: list[int]) -> dict[int, int]:
-        found: dict[int, int] = {}
-        with self._using() as db:
-            for at in range(0, len(asked), _QUERY_TERMS):
-                part = asked[at : at + _QUERY_TERMS]
-                marks = ",".join("?" * len(part))
-                found.update(db.execute(f"SELECT term, df FROM terms WHERE term IN ({marks})", part).fetchall())
-        return found
 
     def _state(self, key: str) -> int:
         with self._using() as db:

@@ -86,8 +86,8 @@ class AllMiniLM(Encoder):
         from ...manifests.weights import folder
 
         settings = parts.settings
-        threads = set_threads(settings.threads)
-        return cls.from_folder(folder(WEIGHTS, settings.weights), settings.precision, parts.device, threads)
+        found = folder(WEIGHTS, settings.weights)  # where they are missing, torch need not be imported
+        return cls.from_folder(found, settings.precision, parts.device, set_threads(settings.threads))
 
     @classmethod
     def from_folder(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MissingWeights
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..manifests.registry import Card
     from ..settings import Settings
 

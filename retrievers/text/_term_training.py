@@ -1,0 +1,251 @@
+"""How term weights are learned: mean squared error to the share of a passage's queries that hold the term.
+
+Dai & Callan 2019, arXiv:1910.10687. What is taken for a passage's queries makes the difference between
+supervised and weak labels (Dai & Callan 2020, doi:10.1145/3366423.3380258): questions it answers, titles of and links
+to its document, or queries that a first stage finds it for. On transformers' Trainer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from ... import progress
+from ...errors import BadInput
+from ..loading import quiet
+from ._term_weights import Chunk, TermWeights, chunks
+from .analysis import terms
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LIKE = 32
+"""Batches are padded to a multiple of so many word pieces."""
+MARK = "fit.json"
+"""Tells what a folder's fit was begun with."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A passage and what its terms should weigh: 0 to 1, terms that are not named 0."""
+
+    text: str
+    targets: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to learn; epochs, batch and rate are the authors' for MS MARCO.
+
+    Attributes:
+        rate: learning rate at its highest, after a tenth of the steps.
+        every: steps between checkpoints, and between looks at what was held back.
+        patience: looks without an improvement before it stops.
+        bf16: compute in bfloat16 where that is faster.
+    """
+
+    epochs: float = 3.0
+    batch: int = 16
+    rate: float = 2e-5
+    every: int = 100
+    patience: int = 3
+    seed: int = 0
+    bf16: bool = False
+
+
+def examples(pairs: Iterable[tuple[str, str]]) -> list[Example]:
+    """One example for each passage, from (query, passage) pairs: query term recall.
+
+    A passage given with several queries has the share of them that hold a term; a query twice counts twice.
+    """
+    asked: dict[str, list[str]] = {}
+    for query, passage in pairs:
+        asked.setdefault(passage, []).append(query)
+    return [Example(passage, recall(queries)) for passage, queries in asked.items()]
+
+
+def recall(queries: Sequence[str]) -> dict[str, float]:
+    """Term → the share of `queries` that hold it. Queries or whatever stands for them: titles, anchor texts.
+
+    >>> recall(["warm water", "the waters"]) == {"warm": 0.5, "water": 1.0}
+    True
+    """
+    held = [set(terms(query, "query")) for query in queries]
+    return {term: sum(term in one for one in held) / len(held) for term in sorted(set().union(*held))}
+
+
+def fitted(
+    data: Sequence[tuple[str, str]] | Sequence[Example],
+    out_dir: Path,
+    start: Path,
+    training: Training | None = None,
+    held: Sequence[tuple[str, str]] | Sequence[Example] = (),
+) -> TermWeights:
+    """The encoder in `start` under a new head, trained by `fit`.
+
+    Args:
+        data, held: examples, or (query, passage) pairs.
+    """
+    training = training or Training()
+    weigher = TermWeights.untrained(start, training.seed)
+    fit(weigher, _known(data), out_dir, training, _known(held))
+    return weigher
+
+
+def _known(data: Sequence[tuple[str, str]] | Sequence[Example]) -> list[Example]:
+    told = [one for one in data if isinstance(one, Example)]
+    return told + examples(one for one in data if not isinstance(one, Example))
+
+
+def fit(
+    weigher: TermWeights,
+    data: Sequence[Example],
+    out_dir: Path,
+    training: Training | None = None,
+    held: Sequence[Example] = (),
+) -> None:
+    """Train `weigher` and write it into `out_dir`, for `TermWeights.from_folder`.
+
+    Interrupted, it goes on from its last checkpoint. With `held` examples the best model by their error is kept, and
+    it stops when that no longer falls.
+
+    Raises:
+        BadInput: no examples, or `out_dir` holds another fit.
+        Cancelled, TimedOut: see `progress`.
+    """
+    training = training or Training()
+    if not data:
+        raise BadInput("There are `0` passages to learn from.", "Give pairs of query and passage.")
+    _begun(out_dir, training, (*data, *held))
+    rows = [row for example in data for row in _rows(weigher, example)]
+    checked = [row for example in held for row in _rows(weigher, example)]
+    callbacks: list[Any] = [_Progress()]
+    if checked:
+        callbacks.append(EarlyStoppingCallback(training.patience))
+    with quiet():
+        trainer = _Regression(
+            model=weigher.model,
+            args=_arguments(out_dir / "checkpoints", training, len(rows), is_checked=bool(checked)),
+            data_collator=lambda batch: _batch(batch, weigher.pad, weigher.longest),
+            train_dataset=rows,
+            eval_dataset=checked or None,
+            callbacks=callbacks,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=any((out_dir / "checkpoints").glob("checkpoint-*")) or None)
+    weigher.model.eval()
+    weigher.save(out_dir)
+
+
+def word_targets(parts: Sequence[Chunk], targets: Mapping[str, float], pieces: int) -> tuple[np.ndarray, np.ndarray]:
+    """Targets and mask, float32 (pieces,): both 0 but at the first piece of words that the index has terms of."""
+    wanted, mask = np.zeros(pieces, np.float32), np.zeros(pieces, np.float32)
+    for words, joined in parts:
+        together = max((targets.get(term, 0.0) for term in joined), default=0.0)
+        for place, own in words:
+            if own:
+                wanted[place] = max(together, *(targets.get(term, 0.0) for term in own))
+                mask[place] = 1.0
+    return wanted, mask
+
+
+def error(values: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean squared error where `mask` is 1; all (passages, pieces). 0 where nothing is."""
+    squared: torch.Tensor = (values - targets) ** 2 * mask
+    return squared.sum() / mask.sum().clamp(min=1.0)
+
+
+class _Regression(Trainer):  # type: ignore[misc]
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        output = model(input_ids=inputs["ids"], attention_mask=inputs["attention"])
+        loss = error(output.logits[..., 0].float(), inputs["targets"], inputs["mask"])
+        return (loss, output) if return_outputs else loss
+
+
+class _Progress(TrainerCallback):  # type: ignore[misc]
+    def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        progress.step(state.global_step, state.max_steps, "steps")
+
+
+def _arguments(folder: Path, training: Training, rows: int, *, is_checked: bool) -> TrainingArguments:
+    steps = max(1, round(training.epochs * -(-rows // training.batch)))
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=training.epochs,
+        per_device_train_batch_size=training.batch,
+        per_device_eval_batch_size=training.batch,
+        learning_rate=training.rate,
+        warmup_steps=steps // 10,
+        lr_scheduler_type="linear",
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        eval_strategy="steps" if is_checked else "no",
+        eval_steps=training.every,
+        save_strategy="steps",
+        save_steps=training.every,
+        save_total_limit=2,
+        load_best_model_at_end=is_checked,
+        metric_for_best_model="eval_loss" if is_checked else None,
+        greater_is_better=False if is_checked else None,
+        prediction_loss_only=True,
+        label_names=["targets"],
+        seed=training.seed,
+        data_seed=training.seed,
+        bf16=training.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        report_to=[],
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        logging_strategy="no",
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+    )
+
+
+def _rows(weigher: TermWeights, example: Example) -> list[dict[str, np.ndarray]]:
+    """One row for each window of the passage that has a word with terms."""
+    [encoding] = weigher.encode([example.text])
+    targets, mask = word_targets(chunks(example.text, encoding), example.targets, len(encoding.ids))
+    made = []
+    for start, end in weigher.windows(len(encoding.ids)):
+        if mask[start:end].any():
+            ids = np.array([weigher.cls, *encoding.ids[start:end], weigher.sep], np.int64)
+            made.append({"ids": ids, "targets": np.pad(targets[start:end], 1), "mask": np.pad(mask[start:end], 1)})
+    return made
+
+
+def _batch(rows: Sequence[Mapping[str, np.ndarray]], pad: int, most: int) -> dict[str, torch.Tensor]:
+    """Rows of a length that many batches share: a processor prepares itself for each anew, and keeps what it made."""
+    longest = min(-(-max(len(row["ids"]) for row in rows) // LIKE) * LIKE, most)
+
+    def padded(name: str, fill: int) -> torch.Tensor:
+        given = [np.pad(row[name], (0, longest - len(row[name])), constant_values=fill) for row in rows]
+        return torch.from_numpy(np.stack(given))
+
+    attention = [np.arange(longest) < len(row["ids"]) for row in rows]
+    made = {"ids": padded("ids", pad), "targets": padded("targets", 0), "mask": padded("mask", 0)}
+    return {**made, "attention": torch.from_numpy(np.stack(attention).astype(np.int64))}
+
+
+def _begun(out_dir: Path, training: Training, given: Sequence[Example]) -> None:
+    """Note what this fit learns from, or check that it is what was noted."""
+    told = json.dumps([asdict(training), [asdict(one) for one in given]], sort_keys=True)
+    digest = hashlib.sha256(told.encode()).hexdigest()
+    mark = out_dir / MARK
+    if mark.is_file():
+        if json.loads(mark.read_text("utf-8")) != {"sha256": digest}:
+            raise BadInput(f"`{out_dir.name}` holds another fit.", "Name an empty folder.")
+        return
+    if any((out_dir / name).exists() for name in ("checkpoints", "model.safetensors")):
+        raise BadInput(f"`{out_dir.name}` holds another model.", "Name an empty folder.")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    mark.write_text(json.dumps({"sha256": digest}) + "\n", "utf-8")
