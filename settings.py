@@ -64,7 +64,7 @@ class Settings:
         rerank_strict: a reranker whose language model fails, or gives no usable verdict, is an error; otherwise the
             best order so far stands, and a note says so.
         rerank_timeout: seconds after which a reranker that asks an endpoint begins no further call, 0 for no limit;
-            what it had ordered by then stands.
+            what it had ordered by then stands. A call's own deadline shortens it.
         protect: regular expressions, one a line: what they match is never torn by compression, and reported where it
             is lost.
         quality: `"default"` keeps the latency bar, `"high"` takes the better and slower systems.

@@ -144,6 +144,8 @@ ELSEWHERE = (
     "bench_store",
     "bench_embedding",
     "bench_rerank_speed",
+    "bench_fuzz_mcp",
+    "bench_soak_mcp",
 )
 """Names and kinds of results that README leaves to docs/compression.md, docs/systems.md and docs/measured.md."""
 ON_THE_PAGE = ("compress_multidoc20", "rerank_trec_dl19_run_bm25_blend", "rerank_trec_dl19_run_bm25_lm_top20")
@@ -156,8 +158,14 @@ VIEWS = {
     "bench_protocol": (
         View(
             "MCP servers: handshake, size of the tool schemas, one call, memory",
-            ("handshake_ms", "handshake_ratio", "tools", "schema_chars", "call_ms_p50", "rss_settled_mb"),
+            ("handshake_ms", "handshake_ratio", "tools", "schema_chars", "schema_o200k_base", "schema_cl100k_base",
+             "call_ms_p50", "rss_settled_mb"),
         ),
+        View(
+            "The first `retrieve` after a start, over an indexed library, milliseconds",
+            ("to_handshake_ms", "to_evidence_ms", "first_retrieve_ms", "second_retrieve_ms"),
+        ),
+        View("`retrieve` from several clients at once", ("calls_per_s", "ms_p50", "ms_p95")),
     ),
     "bench_first_stage": (
         View("First stages side by side, quality", ("nDCG@10", "MRR@10", "recall@100"), tested="nDCG@10"),

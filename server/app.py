@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mcp.server.apps import APP_MIME_TYPE, Apps
@@ -18,10 +18,12 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
     INVALID_REQUEST,
+    AudioContent,
     CallToolResult,
     ContentBlock,
     ImageContent,
     InputRequiredResult,
+    ResourceLink,
     TextContent,
     Tool,
     ToolAnnotations,
@@ -29,6 +31,7 @@ from mcp_types import (
 
 from .. import __version__
 from ..errors import BadInput, Forbidden, NotFound, TriptychError
+from ..tools.listening import WAV
 from . import viewer
 from .doors import INSTRUCTIONS, Door, doors
 from .jobs import Jobs
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from pydantic import AnyUrl
 
     from ..settings import Settings
+    from ..tools.answers import Answer
     from .limits import Rate
     from .roots import Roots
     from .service import Open
@@ -255,21 +259,29 @@ def _listed(door: Door, settings: Settings) -> Tool:
         annotations=ToolAnnotations(
             read_only_hint=not door.writes,
             destructive_hint=door.destroys,
-            idempotent_hint=True,
+            idempotent_hint=True if door.writes else None,  # says nothing of a tool that only reads
             open_world_hint=False,
         ),
     )
 
 
-def _result(answer: Any) -> CallToolResult:
-    content: list[ContentBlock] = [TextContent(text=answer.text)]
+def _result(answer: Answer) -> CallToolResult:
+    content: list[ContentBlock] = [TextContent(text=answer.text), *_shown(answer)]
     # What has a trace is text from files: whoever reads programs' half knows it by this mark.
     meta = {"triptych": {**answer.trace, "untrusted": True}} if answer.trace else None
-    if answer.image is None:
-        return CallToolResult(content=content, structured_content=answer.data, _meta=meta)
-    # Some assistants show only the structured half, so a picture must come without one.
-    picture = ImageContent(data=base64.b64encode(answer.image).decode(), mime_type=answer.mime)
-    return CallToolResult(content=[*content, picture], _meta=meta)
+    # Some assistants show only the structured half, so pictures and sound must come without one.
+    structured = answer.data if len(content) == 1 else None
+    return CallToolResult(content=content, structured_content=structured, _meta=meta)
+
+
+def _shown(answer: Answer) -> Iterator[ContentBlock]:
+    """The picture, the sound and the link to the clip, each where there is one."""
+    if answer.image is not None:
+        yield ImageContent(data=base64.b64encode(answer.image).decode(), mime_type=answer.mime)
+    if answer.sound is not None:
+        yield AudioContent(data=base64.b64encode(answer.sound).decode(), mime_type=WAV)
+    if answer.clip is not None:
+        yield ResourceLink(name="clip", title="The sound behind the passage", uri=answer.clip, mime_type=WAV)
 
 
 def _failed(error: TriptychError) -> CallToolResult:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .. import __version__
-from ..errors import BadInput, Cancelled, Forbidden, TriptychError
+from ..errors import BadInput, Cancelled, Forbidden, TriptychError, Unsupported
 from .command import filtered, output_of, register
 from .connect import connecting
 from .evaluate import evaluation
@@ -26,12 +26,12 @@ from .upkeep import upkeep
 
 if TYPE_CHECKING:
     from ..retrievers.base import Where
-    from ..tools.schemas import Given
+    from ..tools.schemas import Given, ViewOut
     from .command import Run
 
 INTERNAL = 70
 READER_GONE = 141
-SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg"}
+SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "audio/wav": ".wav"}
 EPILOG = """\b
 Exit codes:
   0    done (files that could not be indexed are listed in the summary)
@@ -67,6 +67,7 @@ protect_option = click.option(
     "--protect", multiple=True, metavar="REGEX", help="Never tear what this matches; can be repeated."
 )
 strict_option = click.option("--strict", is_flag=True, help="Fail where the reranker's language model fails.")
+retriever_option = click.option("--retriever", metavar="ID", help="Search with this system of the library's alone.")
 quality_option = click.option("--quality", type=click.Choice(["default", "high"]), help="high: better and slower.")
 
 
@@ -77,6 +78,7 @@ quality_option = click.option("--quality", type=click.Choice(["default", "high"]
 @protect_option
 @quality_option
 @strict_option
+@retriever_option
 @filtered
 def retrieve(
     run: Run,
@@ -86,13 +88,14 @@ def retrieve(
     protect: tuple[str, ...],
     quality: str | None,
     strict: bool,
+    retriever: str | None,
     where: Where | None,
 ) -> None:
     """Search, rerank and compress: evidence for QUERY inside a token budget."""
     from . import render
 
     with run.out.working(), run.open(quality=quality, rerank_strict=strict or None) as library:
-        result = library.retrieve(query, max_tokens, k=k, where=where, protect=protect)
+        result = library.retrieve(query, max_tokens, k=k, where=where, protect=protect, retriever=retriever)
     run.show(result, render.evidence)
 
 
@@ -100,14 +103,15 @@ def retrieve(
 @click.argument("query", required=False)
 @click.option("-k", "--k", type=int, default=10, show_default=True, help="Most passages.")
 @click.option("--like", metavar="ID|FILE", help="Find what looks like this passage's picture, or the picture in FILE.")
+@retriever_option
 @filtered
-def search(run: Run, query: str | None, k: int, like: str | None, where: Where | None) -> None:
+def search(run: Run, query: str | None, k: int, like: str | None, retriever: str | None, where: Where | None) -> None:
     """Whole passages that match QUERY, or a picture, best first."""
     from . import render
 
     picture = Path(like) if like is not None and Path(like).is_file() else like
     with run.out.working(), run.open() as library:
-        result = library.search(query, k, where=where, like=picture)
+        result = library.search(query, k, where=where, like=picture, retriever=retriever)
     run.show(result, render.found)
 
 
@@ -126,7 +130,7 @@ def rerank(run: Run, query: str, file: str | None, ids: tuple[str, ...], reranke
 
     with run.out.working():
         given = _candidates(file, ids)
-        with run.open(rerank_strict=strict or None) as library:
+        with run.open_known(rerank_strict=strict or None) as library:
             result = library.rerank(query, given, reranker=reranker)
     run.show(result, render.ranked)
 
@@ -160,7 +164,7 @@ def compress(
         if not file and not ids and query is not None and (query == "-" or Path(query).is_file()):
             query, file = None, query
         given = _candidates(file, ids)
-        with run.open(quality=quality) as library:
+        with run.open_known(quality=quality) as library:
             result = library.compress(query, given, max_tokens, refiner=refiner, protect=protect)
     run.show(result, render.compressed)
 
@@ -181,20 +185,29 @@ def fetch(run: Run, id: str, span: str | None) -> None:
 
 @command("view")
 @click.argument("id")
-@click.option("--out", type=click.Path(path_type=Path), help="Where to write the picture (default: ID.png or ID.jpg).")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write it (default: ID.png, .jpg or .wav).")
 @click.option("--max-edge", type=int, default=1024, show_default=True, help="Longest edge in pixels, 64 to 2048.")
 @max_tokens_option
 @click.option("--formula", metavar="NAME", help="What the picture's tokens are counted by (default: the profile's).")
 def view(run: Run, id: str, out: Path | None, max_edge: int, max_tokens: int | None, formula: str | None) -> None:
-    """The page, picture or key frame behind a passage id, written to a file."""
+    """The page, picture or key frame behind a passage id, or its sound where there is no picture, written to a file."""
     from . import render
     from .output import saved
 
     with run.out.working(), run.open(image_tokens=formula) as library:
         result = library.view(id, max_edge, max_tokens)
-        file = saved(result.image, out or Path(id + SUFFIXES[result.mime]))
-    shown = {**result.model_dump(mode="json", exclude={"image"}), "file": str(file)}
+        if not result.image:
+            result = library.view(id, max_edge, max_tokens, sound=True)
+        file = saved(_content(result), out or Path(id + SUFFIXES[result.mime]))
+    shown = {**result.model_dump(mode="json", exclude={"image", "sound"}), "file": str(file)}
     run.out.show(shown, lambda to: render.viewed(to, result, str(file)))
+
+
+def _content(result: ViewOut) -> bytes:
+    """The picture, else the sound."""
+    if not result.image and not result.sound:
+        raise Unsupported(result.note or "There is nothing to see or hear.", "Use `triptych fetch` for the text.")
+    return result.image or result.sound
 
 
 @command("libraries", library=False)
@@ -239,13 +252,15 @@ def delete(run: Run, ids: tuple[str, ...], uri_prefix: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
 def systems(context: click.Context, as_json: bool) -> None:
-    """The published systems that are built in."""
+    """The published systems that are built in, and those of other packages."""
     if context.invoked_subcommand is not None:
         return
+    from ..manifests.plugins import plugins
     from ..manifests.registry import cards
     from . import render
 
     rows = list(cards().values())
+    sys.stderr.writelines(f"broken: {one.error}\n" for one in plugins().broken)
     output_of(as_json).show([card.as_dict() for card in rows], lambda to: render.cards(to, rows))
 
 

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from ..tools.schemas import Shape
 
 
+DEFAULT_LIBRARY = "default"
+
+
 class Run:
     """One command's settings, library and output."""
 
-    def __init__(self, out: Output, profile: str | None, home: Path | None, library: str = "default") -> None:
+    def __init__(self, out: Output, profile: str | None, home: Path | None, library: str = DEFAULT_LIBRARY) -> None:
         self.out = out
         self.library = library
         self._profile = profile
@@ -38,6 +41,17 @@ class Run:
         from .sessions import open_library
 
         return open_library(self.library, self.settings(**overrides))
+
+    def open_known(self, **overrides: Any) -> Triptych:
+        """The library of this command, for work that does without one: a library that was named has to be there.
+
+        Raises:
+            NotFound: it is not.
+        """
+        library = self.open(**overrides)
+        if self.library != DEFAULT_LIBRARY:
+            library.must_exist()
+        return library
 
     def show(self, result: Shape, human: Callable[[Any, Any], None]) -> None:
         """Write a result."""
@@ -98,7 +112,7 @@ def register(group: click.Group, name: str, *, library: bool = True) -> Callable
         ]
         if library:
             shared.append(
-                click.option("--library", default="default", show_default=True, help="Library name or folder.")
+                click.option("--library", default=DEFAULT_LIBRARY, show_default=True, help="Library name or folder.")
             )
         for option in reversed(shared):
             body = option(body)

@@ -73,7 +73,10 @@ def viewed(to: Console, result: ViewOut, file: str) -> None:
     """`view`."""
     to.print(_seen(f"{result.title} · {result.where}"), style="bold")
     size = f"{result.width:,} × {result.height:,} pixels, {result.mime}"
-    to.print(f"{file}: {size}, {result.tokens:,} tokens by the formula {result.formula}")
+    cost = f"{result.tokens:,} tokens by the formula {result.formula}"
+    if not result.image:
+        size, cost = f"{result.seconds:,} s, {result.mime}", f"{result.sound_tokens:,} tokens"
+    to.print(f"{file}: {size}, {cost}")
 
 
 def indexed(to: Console, result: IndexOut) -> None:

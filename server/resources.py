@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from ..errors import BadInput, NotFound, Unsupported
+from ..tools.viewing import small_enough
 from . import documents
 
 if TYPE_CHECKING:
@@ -141,24 +142,6 @@ def _page(session: Triptych, name: str, most_bytes: int) -> Read:
     seen = small_enough(session, name, PAGE_EDGE, None, most_bytes)
     told = {"title": seen.title, "where": seen.where, "width": seen.width, "height": seen.height}
     return Read(seen.image, seen.mime, told)
-
-
-def small_enough(session: Triptych, name: str, edge: int, budget: int | None, most_bytes: int) -> Any:
-    """The picture behind a passage, made smaller until it has at most `most_bytes` bytes.
-
-    Raises:
-        BadInput: it is still larger at the smallest size.
-    """
-    seen = session.view(name, edge, budget)
-    while len(seen.image) > most_bytes and edge > SMALLEST:
-        edge = max(SMALLEST, min(edge, max(seen.width, seen.height)) * 3 // 4)
-        seen = session.view(name, edge, budget)
-    if len(seen.image) > most_bytes:
-        raise BadInput(f"The picture has `{len(seen.image)}` bytes.", f"This server shows at most {most_bytes:,}.")
-    return seen
-
-
-SMALLEST = 64
 
 
 def _clip(session: Triptych, name: str, most_bytes: int) -> Read:

@@ -29,7 +29,6 @@ from ..tools.arguments import (
 )
 from .limits import Limits, checked_arguments
 from .listwise import Question
-from .resources import small_enough
 from .roots import Roots
 from .spans import traced
 from .tallies import Tallies
@@ -100,12 +99,20 @@ class Service:
             return door.answer(self, session, arguments)
 
     def opened(self, door: Door, given: Mapping[str, Any]) -> tuple[Triptych, Any]:
-        """The library that the raw arguments `given` name, and the door's own arguments."""
+        """The library that the raw arguments `given` name, and the door's own arguments.
+
+        Raises:
+            BadInput: an argument that is none of the door's, or out of range.
+            NotFound: a library is named that is not there.
+        """
         checked_arguments(given)
         own = dict(given)
         library = parse(InLibrary, {"library": own.pop("library", None)}).library if door.scoped else None
         arguments = parse(door.arguments, own)
-        return self.sessions(library), arguments
+        session = self.sessions(library)
+        if library is not None and not door.writes:  # also where the caller brings all that the tool reads
+            session.must_exist()
+        return session, arguments
 
     def retrieve(self, session: Triptych, given: RetrieveArguments) -> Answer:
         return calls.retrieve(session, given, self._unfinished(session)).answer
@@ -127,9 +134,7 @@ class Service:
         return calls.fetch(session, given).answer
 
     def view(self, session: Triptych, given: ViewArguments) -> Answer:
-        budget = calls.budget_of(session, given.max_tokens)
-        seen = small_enough(session, given.id, given.max_edge, budget, self.limits.image_bytes)
-        return answers.of_view(seen, budget, session.settings.tokenizer)
+        return calls.view(session, given).answer
 
     def status(self, session: Triptych, given: StatusArguments) -> Answer:
         jobs = [job.as_dict() for job in self.jobs.list(session.name)]

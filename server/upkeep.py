@@ -30,6 +30,7 @@ command = functools.partial(register, upkeep)
 @click.option("--archives", is_flag=True, help="Also index what is in archives (zip, tar, gzip, bzip2, xz).")
 @click.option("--rebuild", is_flag=True, help="Throw everything away and index it again: for a change of model.")
 @click.option("--space", "spaces", multiple=True, metavar="ID", help="Add the space of this encoder; can be repeated.")
+@click.option("--retriever", "retrievers", multiple=True, metavar="ID", help="Add this system beside; can be repeated.")
 @click.option("--routes", metavar="A,B", help="Spaces that searches ask from now on; `all` for all of them.")
 @click.option("--watch", is_flag=True, help="Stay, and index every change as it comes (with --prune) until Ctrl-C.")
 @click.option("--poll", is_flag=True, help="With --watch: look for changes instead of waiting to be told of them.")
@@ -40,6 +41,7 @@ def index(
     archives: bool,
     rebuild: bool,
     spaces: tuple[str, ...],
+    retrievers: tuple[str, ...],
     routes: str | None,
     watch: bool,
     poll: bool,
@@ -49,6 +51,8 @@ def index(
 
     if watch and rebuild:
         raise BadInput("`--watch` and `--rebuild` do not go together.", "Run `triptych index --rebuild` first.")
+    if watch and (spaces or retrievers):
+        raise BadInput("`--watch` adds no space and no retriever.", "Add it with `triptych index` first.")
     if poll and not watch:
         raise BadInput("`--poll` is about `--watch`.", "Give both.")
     if watch:
@@ -57,7 +61,12 @@ def index(
         return STOPPED
     with run.out.working(), run.open(archives=archives or None) as library:
         result = library.index(
-            [Path(path) for path in paths], prune=prune, rebuild=rebuild, spaces=spaces, routes=_routes(routes)
+            [Path(path) for path in paths],
+            prune=prune,
+            rebuild=rebuild,
+            spaces=spaces,
+            routes=_routes(routes),
+            retrievers=retrievers,
         )
     run.show(result, render.indexed)
     return 0

@@ -111,6 +111,7 @@ class FakeTriptych:
         rebuild: bool = False,
         spaces: Sequence[str] = (),
         routes: Sequence[str] | None = None,
+        retrievers: Sequence[str] = (),
     ) -> IndexOut:
         self._work("index", "files")
         files = len(list(paths))
@@ -161,6 +162,7 @@ class FakeTriptych:
         k: int | None = None,
         where: Where | None = None,
         protect: Sequence[str] = (),
+        retriever: str | None = None,
     ) -> Evidence:
         query = checked_query(query)
         budget = checked_budget(max_tokens, self.settings.max_tokens, self.settings.max_tokens_cap)
@@ -173,7 +175,13 @@ class FakeTriptych:
         )
 
     def search(
-        self, query: str | None, k: int = 10, *, where: Where | None = None, like: str | Path | None = None
+        self,
+        query: str | None,
+        k: int = 10,
+        *,
+        where: Where | None = None,
+        like: str | Path | None = None,
+        retriever: str | None = None,
     ) -> SearchOut:
         query = checked_query(query) if query is not None or like is None else "Berlin"
         self._work("search", "passages")
@@ -224,7 +232,7 @@ class FakeTriptych:
         shown = text[span[0] : span[1]] if span else text
         return FetchOut(id=id, title=uri.rsplit("/", 1)[-1], text=shown, uri=uri, metadata=metadata)
 
-    def view(self, id: str, max_edge: int = 1024, max_tokens: int | None = None) -> ViewOut:
+    def view(self, id: str, max_edge: int = 1024, max_tokens: int | None = None, *, sound: bool = False) -> ViewOut:
         uri, page, _ = self._text(id)
         return ViewOut(
             id=id,
@@ -260,6 +268,10 @@ class FakeTriptych:
 
     def exists(self) -> bool:
         return bool(self.texts)
+
+    def must_exist(self) -> None:
+        if not self.exists():
+            raise NotFound(f"There is no library `{self.name}`.", "Known: none yet.")
 
     def create(self) -> None:
         self.events.append("create")

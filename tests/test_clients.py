@@ -682,6 +682,7 @@ def test_a_report_that_lacks_something_is_refused() -> None:
         "tools": plan.TOOLS,
         "retrieve": f"<data>{json.dumps({'passages': [row], 'dropped': 0})}</data>",
         "images": [base64.b64encode(page.getvalue()).decode()],
+        "heard": f'{{"id":"a","clip":"{plan.CLIP}a"}}',
         "error": f"There is no passage `{plan.NOWHERE}`.",
         "long": json.dumps(long),
     }
@@ -691,6 +692,7 @@ def test_a_report_that_lacks_something_is_refused() -> None:
         {"retrieve": json.dumps({"passages": [], "dropped": 0})},
         {"retrieve": "cut {"},
         {"images": []},
+        {"heard": "no clip"},
         {"error": ""},
         {"error": f"Traceback: {plan.NOWHERE}"},
         {"long": json.dumps({**long, "dropped": 0})},

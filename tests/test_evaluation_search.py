@@ -9,16 +9,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from triptych.errors import BadInput, MissingWeights, UnknownSystem
-from triptych.retrievers.base import Item, Query
+from triptych.errors import BadInput, MissingWeights, UnknownSystem, Unsupported
+from triptych.manifests.registry import Card
+from triptych.retrievers.base import Encoder, Item, Query, Side, Source, Space
 from triptych.retrievers.readers.base import Document, Limits, Section
 from triptych.server import cli
 from triptych.settings import Settings
-from triptych.tools.evaluation import datasets, passages, retrieval, sides
-from triptych.tools.evaluation.first_stages import AsLibrary, FirstStage
+from triptych.tools.evaluation import datasets, first_stages, passages, retrieval, sides
+from triptych.tools.evaluation.first_stages import AsLibrary, Exhaustive, FirstStage
 from triptych.tools.evaluation.result import Arm, DataInfo, Result
 from triptych.tools.stages import Stages
 
@@ -352,3 +354,38 @@ def test_what_has_rerankers_or_no_row_keeps_a_table_of_its_own() -> None:
     reranked = reranked.model_copy(update={"arms": (*reranked.arms, arm)})
     assert "bm25 + maxsim" in "\n".join(tables.parts([reranked]))
     assert "**Search** on `other`" in "\n".join(tables.parts([result("retrieval_other", bm25=0.5)]))
+
+
+# --- encoders of many vectors ----------------------------------------------------------------------------------------
+
+
+def test_a_multi_vector_encoder_is_measured_alone(tmp_path: Path, bare_home: Path, monkeypatch: Any) -> None:
+    class Letters(Encoder):
+        """One vector for each letter."""
+
+        space = Space("letters", "multi", 26, "cosine")
+
+        def encode(self, inputs: Sequence[Item] | Sequence[Query], side: Side) -> list[np.ndarray]:
+            seen = [[ord(one) - 97 for one in (given.text or "").lower() if "a" <= one <= "z"] for given in inputs]
+            return [3 * np.eye(26, dtype=np.float32)[rows] for rows in seen]
+
+        @classmethod
+        def load(cls, card: Any, parts: Any) -> Letters:
+            return cls()
+
+    monkeypatch.setattr(Card, "resolve", lambda card: Letters)
+    texts = {"one": "zebra quartz", "two": "owl barn", "three": "fjord"}
+    data = mixed(tmp_path / "data", texts, {"one": "zq", "three": "jf"})
+    found = measured(data, ["tfidf"], Settings.load())
+    assert found.arm("tfidf").metrics["nDCG@10"] == 1
+    assert any("MaxSim with every passage" in note for note in found.notes)
+    made = Exhaustive(Letters())
+    made.add([Item(key, text, Source(key)) for key, text in texts.items()])
+    assert [(hit.item.id, hit.score) for hit in made.search(Query("zow"), 2)] == [("two", 2.0), ("one", 1.0)]
+    monkeypatch.setattr(first_stages, "MOST_VECTOR_BYTES", 100)
+    with pytest.raises(Unsupported, match="`letters` take more than"):
+        made.add([Item("four", "x", Source("four"))])
+    with pytest.raises(BadInput, match="NaN"):
+        broken = Letters()
+        monkeypatch.setattr(broken, "encode", lambda inputs, side: [np.full((1, 26), np.nan)] * len(inputs))
+        Exhaustive(broken).add([Item("five", "x", Source("five"))])

@@ -21,6 +21,7 @@ from PIL import Image
 from triptych.errors import BadInput
 from triptych.refiners.tokens import count
 from triptych.retrievers.base import Item, MediaRef, Source
+from triptych.retrievers.readers import picture
 from triptych.server import cli, sessions
 from triptych.server.app import build
 from triptych.settings import Settings
@@ -154,7 +155,7 @@ def shown(path: Path, budget: int, name: str = "anthropic", max_edge: int = 1024
     chosen = replace(Settings(home=path.parent), image_tokens=name)
     seen = viewed(item, media, path, max_edge, budget, chosen)
     assert (seen.tokens, seen.formula) == (FORMULAS[name](seen.width, seen.height), name)
-    assert seen.tokens + count(view_block(seen.id, seen.title, seen.where, seen.tokens, name)) <= budget
+    assert seen.tokens + count(view_block(seen)) <= budget
     with Image.open(io.BytesIO(seen.image)) as picture:
         assert picture.size == (seen.width, seen.height)
     return seen
@@ -182,6 +183,22 @@ def test_what_fits_is_shown_as_it_is(tmp_path: Path) -> None:
     assert [shown(tmp_path / "a.png", 6000).width, shown(tmp_path / "a.png", 6000, max_edge=200).width] == [400, 200]
     seen = shown(tmp_path / "a.png", 120)
     assert SMALLEST_EDGE <= seen.width < 400
+
+
+def test_a_picture_that_does_not_fit_is_drawn_once_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (900, 700), "teal").save(tmp_path / "a.png")
+    drawn: list[int] = []
+    draw = picture._drawn
+
+    def counted(path: Path, media: MediaRef, max_edge: int, limits: Any) -> Any:
+        drawn.append(max_edge)
+        return draw(path, media, max_edge, limits)
+
+    monkeypatch.setattr(picture, "_drawn", counted)
+    assert shown(tmp_path / "a.png", 150).width < 900
+    assert drawn == [1024]
 
 
 # --- the doors --------------------------------------------------------------------------------------------------------
@@ -227,7 +244,7 @@ def test_view_in_every_door(library: Triptych, monkeypatch: pytest.MonkeyPatch, 
     library.close()
     assert cli.main(["view", wanted, "--library", "pictures", "--max-tokens", "300", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told == {**small.model_dump(exclude={"image"}), "file": f"{wanted}.png"}
+    assert told == {**small.model_dump(exclude={"image", "sound"}), "file": f"{wanted}.png"}
     assert (tmp_path / told["file"]).read_bytes() == small.image
 
 

@@ -220,6 +220,36 @@ def test_without_weights_search_is_bm25_and_says_so(bare_home: Path, tmp_path: P
         assert session.index(tmp_path / "docs").unchanged == 1
 
 
+def test_without_weights_the_first_answer_says_as_much_as_the_second(bare_home: Path, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("The lighthouse keeper was called Ruth Amberly.", "utf-8")
+    with Triptych("bare", Settings.load()) as session:
+        session.index(tmp_path / "docs")
+    with Triptych("bare", Settings.load()) as session:
+        before = session.search("lighthouse").note
+        notes = [session.retrieve("Who kept the lighthouse?", 2000).note for _ in range(2)]
+        assert session.search("lighthouse").note == before
+    assert notes[0] == notes[1]
+    for system in (session.settings.encoder, session.settings.refiner):
+        assert system in (notes[0] or "")
+    assert "search is BM25 only" in (before or "") and "compression" not in (before or "")
+
+
+def test_to_find_out_that_weights_are_missing_needs_no_torch(bare_home: Path) -> None:
+    script = (
+        "import sys; from triptych import Settings; from triptych.tools.stages import Stages; "
+        "stages = Stages(Settings.load()); stages.warm(); print('torch' in sys.modules, stages.note())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("False Weights missing")
+
+
+def test_a_library_that_must_exist_is_named_where_it_does_not(library: Triptych) -> None:
+    library.must_exist()
+    with pytest.raises(NotFound, match="no library `nowhere`"):
+        Triptych("nowhere", library.settings).must_exist()
+
+
 SECOND = """
 import sys
 from triptych import Settings, Triptych

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,9 @@ from triptych.server.doors import doors
 from triptych.server.jobs import Jobs
 from triptych.server.roots import Roots
 from triptych.settings import Settings
+from triptych.tools.evaluation.result import Result
 
-sys.path.append(str(Path(__file__).parent))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parent.parent / "benchmarks")]
 from fuzzing import arguments, fault_in, of_schema
 from served import app_over, library, shelf
 
@@ -70,3 +72,13 @@ def test_no_arguments_break_a_tool(fuzzed: Any, name: str) -> None:
 def test_what_is_drawn_as_right_is_right(name: str, data: st.DataObject) -> None:
     schema = DOORS[name].input_schema(PLAIN)
     jsonschema.validate(data.draw(of_schema(schema, st.just("nope"))), schema)
+
+
+def test_the_long_fuzz_counts_every_call_in_its_result(tmp_path: Path) -> None:
+    fuzz = importlib.import_module("fuzz_mcp")
+    told = fuzz.run(tmp_path, 40, 1)
+    found = Result.read(fuzz.result(told).write(tmp_path / "results"))
+    whole, *by_tool = found.arms
+    assert (found.name, whole.metrics["calls"], whole.metrics["faults"]) == ("bench_fuzz_mcp", 40, 0)
+    assert sum(arm.metrics["calls"] or 0 for arm in by_tool) == 40
+    assert {arm.settings["tool"] for arm in by_tool} == set(DOORS)

@@ -209,7 +209,7 @@ def test_a_result_is_never_longer_than_it_may_be() -> None:
 
 def test_a_picture_is_made_smaller_or_refused() -> None:
     class Album(FakeTriptych):
-        def view(self, id: str, max_edge: int = 1024, max_tokens: int | None = None) -> ViewOut:
+        def view(self, id: str, max_edge: int = 1024, max_tokens: int | None = None, *, sound: bool = False) -> ViewOut:
             seen = super().view(id, max_edge, max_tokens)
             return seen.model_copy(update={"image": PIXEL + bytes(max_edge * 100), "width": max_edge})
 

@@ -60,6 +60,8 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("rerank", {"query": "x"}),
     ("rerank", {"query": "x", "ids": ["PASSAGE", "PASSAGE"]}),
     ("compress", {"passages": [{"text": 1}]}),
+    ("rerank", {"query": "x", "passages": TEXTS, "library": "nowhere"}),
+    ("compress", {"passages": TEXTS, "library": "nowhere"}),
     ("status", {"verbose": True}),
 ]
 

@@ -508,6 +508,22 @@ def test_cancellation_reaches_the_language_model(tiny: LLMLingua) -> None:
         tiny.refine(QUERY, hits([BERLIN, PARIS]), Budget(70))
 
 
+@pytest.mark.parametrize("relevance", [None, Overlap()])
+def test_choosing_sentences_says_how_far_it_is_and_can_be_stopped(relevance: Any) -> None:
+    told: list[tuple[int, int | None, str]] = []
+    texts = [f"{BERLIN} Room {n} has a view of yard {n}." for n in range(6)]
+    with reporting(lambda *step: told.append(step)):
+        Extractive(relevance).refine(QUERY, hits(texts), Budget(120))
+    assert [(done, what) for done, _, what in told if what != "passages"] == []
+    done = [done for done, total, _ in told if total == len(texts)]
+    assert done == sorted(done) and (done[0], done[-1]) == (0, len(texts))
+    assert relevance is None or len(set(done)) > 3
+    event = Event()
+    event.set()
+    with reporting(cancelled=event), pytest.raises(Cancelled):
+        Extractive(relevance).refine(QUERY, hits(texts), Budget(120))
+
+
 def test_a_query_that_the_encoder_does_not_read_is_answered_by_shared_words() -> None:
     refiner = Extractive(Overlap(), floor=0.9)
     given_hits = hits([CHINESE, CHINESE.replace("柏林", "巴黎")])

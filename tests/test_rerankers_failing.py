@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import socket
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,7 @@ from triptych.server.app import build
 from triptych.settings import Settings
 from triptych.tools.langchain import TriptychReranker, TriptychRetriever
 from triptych.tools.library import Triptych
+from triptych.tools.ranking import limits_of
 from triptych.tools.schemas import Given
 
 sys.path.append(str(Path(__file__).parent))
@@ -79,8 +82,8 @@ def saying(data: bytes, kind: str = "application/json", length: int = 0) -> Faul
     return lambda handler: handler.send(200, data, kind, length)
 
 
-def slow(handler: Handler) -> None:
-    time.sleep(1.5)
+def slow(handler: Handler, seconds: float = 1.5) -> None:
+    time.sleep(seconds)
     with suppress(OSError):  # nobody waits any more
         handler.refuse(500, "Late.")
 
@@ -206,6 +209,31 @@ def test_the_callers_own_deadline_is_no_failure_of_the_model(served: Served) -> 
             made(model(served.url)).rank(QUERY, hits(5))
 
 
+def test_a_slow_request_ends_before_its_callers_deadline_and_the_order_so_far_stands(served: Served) -> None:
+    served.faults = After(slow, 1)
+    start = time.monotonic()
+    with progress.reporting(timeout_s=1.2):
+        found = RankGPT(model(served.url), window=4, step=2).rank(QUERY, hits(6))
+        left_s = 1.2 - (time.monotonic() - start)
+    assert 0 < left_s < 0.5
+    assert (found.calls, found.complete, type(found.failure)) == (1, False, TimedOut)
+    assert "did not answer within" in (found.reason or "")
+    assert sorted(ids(found)) == sorted(hit.item.id for hit in hits(6))
+
+
+def test_time_that_may_be_taken_ends_before_the_deadline() -> None:
+    assert progress.left_s() == math.inf
+    with progress.reporting():
+        assert progress.left_s() == math.inf
+    for timeout_s, left_s in ((120.0, 120 - progress.RESERVE_S), (8.0, 6.0)):
+        with progress.reporting(timeout_s=timeout_s):
+            assert progress.left_s() == pytest.approx(left_s, abs=0.1)
+            limits = limits_of(Settings.load(environ={}, lm_endpoint="http://127.0.0.1:1/v1", lm_model="m"), 25)
+            assert limits.depth == 25
+            assert limits.seconds == pytest.approx(min(60, left_s), abs=0.1)
+    assert limits_of(Settings.load(environ={}), 25).seconds is None
+
+
 def test_an_endpoint_that_shows_no_candidate_has_said_nothing(served: Served) -> None:
     shown = {"choices": [{"logprobs": {"content": [{"top_logprobs": [{"token": "?", "logprob": -0.1}]}]}}]}
     served.faults = After(lambda handler: handler.answer(shown))
@@ -324,6 +352,21 @@ def test_an_endpoint_that_is_too_slow_for_the_whole_list_is_left_in_time(
         pytest.raises(TimedOut, match="1 s passed after"),
     ):
         session.retrieve(QUERY.text or "", 2000)
+
+
+def test_a_slow_endpoint_is_left_before_the_server_gives_the_call_up(served: Served, bare_home: Path) -> None:
+    served.faults = After(partial(slow, seconds=3.5))
+    with library(bare_home, served.url, lm_timeout=30, call_timeout=3) as session:
+        app = build(lambda name=None: session, session.settings)
+
+        async def conversation() -> Any:
+            async with Client(app) as client:
+                return await client.call_tool("retrieve", {"query": QUERY.text, "max_tokens": 2000})
+
+        answer = asyncio.run(conversation())
+    assert not answer.is_error
+    assert len(answer.structured_content["passages"]) == len(WORDS)
+    assert "Not reranked" in answer.structured_content["note"]
 
 
 def test_the_setting_is_a_switch(bare_home: Path) -> None:

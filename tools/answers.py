@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import BadInput
 from ..refiners.tokens import count
 from .operations import NOTE_SHARE, block_dict, rows_of, view_dict
-from .schemas import CompressOut, Evidence, FetchOut, HitOut, PassageOut, RerankOut, SearchOut, Shape, ViewOut
+from .schemas import CompressOut, Evidence, FetchOut, HitOut, PassageOut, RerankOut, SearchOut, Shape, ViewOut, visible
 
 WORD_REACH = 200
 _JOINING = "\u200d\ufe0e\ufe0f\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
@@ -28,12 +28,15 @@ class Answer:
         data: what the model sees; `text` is its compact JSON.
         trace: what programs read: spans, boxes, scores, the drop list, the token report, milliseconds.
         image, mime: a picture to show beside the text, or None.
+        clip: the address of a WAV file to listen to, or None; `sound` is the file itself where it was asked for.
     """
 
     data: dict[str, Any]
     trace: dict[str, Any] = field(default_factory=dict)
     image: bytes | None = None
     mime: str = ""
+    clip: str | None = None
+    sound: bytes | None = None
 
     @property
     def text(self) -> str:
@@ -138,11 +141,14 @@ def of_page(result: FetchOut, budget: int, tokenizer: str) -> Answer:
 
 
 def of_view(result: ViewOut, budget: int, tokenizer: str) -> Answer:
-    """The answer of `view`: a picture and a line that says what it shows and what it costs, in the budget together."""
-    data = view_dict(result.id, result.title, result.where, result.tokens, result.formula)
-    tokens = {"tokenizer": tokenizer, "budget": budget, "used": count(compact(data), tokenizer) + result.tokens}
+    """The answer of `view`: a picture, sound where it was asked for, and a line that says what they show and cost, all
+    of it in the budget."""
+    data = view_dict(result)
+    used = count(compact(data), tokenizer) + result.tokens + result.sound_tokens
+    tokens = {"tokenizer": tokenizer, "budget": budget, "used": used}
     size = {"width": result.width, "height": result.height, "mime": result.mime}
-    return Answer(data, {**size, "tokens": tokens}, image=result.image, mime=result.mime)
+    image, sound = result.image or None, result.sound or None
+    return Answer(data, {**size, "tokens": tokens}, image=image, mime=result.mime, clip=result.clip, sound=sound)
 
 
 def of_results(result: SearchOut, budget: int, tokenizer: str) -> Answer:
@@ -175,7 +181,7 @@ def _without_text(row: PassageOut | HitOut) -> dict[str, Any]:
 
 def _place(result: FetchOut) -> str:
     page, start_s, end_s = (result.metadata.get(key) for key in ("page", "start_s", "end_s"))
-    place = result.uri if page is None else f"{result.uri} p.{page}"
+    place = visible(result.uri) if page is None else f"{visible(result.uri)} p.{page}"
     return place if start_s is None else f"{place} {start_s:.1f}–{start_s if end_s is None else end_s:.1f}s"
 
 

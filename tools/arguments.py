@@ -130,10 +130,12 @@ class FetchArguments(Arguments):
 
 
 class ViewArguments(Arguments):
-    """View the page, picture, table, chart or scan behind a passage id as an image."""
+    """View the page, picture, table, chart or scan behind a passage id as an image; for sound, the address of its
+    clip."""
 
     id: Id
     max_edge: Annotated[int, Field(ge=64, le=2048, description="Pixels.")] = 1024
+    sound: Annotated[bool, Field(description="And the sound itself, if short.")] = False
     max_tokens: Tokens | None = None
 
 

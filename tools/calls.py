@@ -12,6 +12,7 @@ from ..retrievers.base import Where
 from ..retrievers.filters import filter_of
 from . import answers
 from .operations import checked_budget
+from .viewing import small_enough
 
 if TYPE_CHECKING:
     from .answers import Answer
@@ -79,9 +80,9 @@ def fetch(session: Triptych, given: FetchArguments) -> Called:
 
 
 def view(session: Triptych, given: ViewArguments) -> Called:
-    """The picture behind an id, as large as fits."""
-    budget = budget_of(session, given.max_tokens)
-    result = session.view(given.id, given.max_edge, budget)
+    """The picture behind an id, as large as fits, and the address of its clip."""
+    budget, most = budget_of(session, given.max_tokens), session.settings.image_bytes
+    result = small_enough(session, given.id, given.max_edge, budget, most, sound=given.sound)
     return Called(answers.of_view(result, budget, session.settings.tokenizer), result)
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ..retrievers.stores.auditing import Audited
     from ..retrievers.stores.milvus import MilvusStore
+    from .attached import Attached
     from .catalog import Catalog, Expected, FileRow
     from .spaces import Spaces
 
@@ -68,11 +69,13 @@ class Findings:
         ]
 
 
-def verified(name: str, catalog: Catalog, store: MilvusStore, space: str, spaces: Spaces) -> VerifyOut:
+def verified(
+    name: str, catalog: Catalog, store: MilvusStore, space: str, spaces: Spaces, attached: Attached
+) -> VerifyOut:
     """What `verify` answers about the library `name`; the rest as for `examined`."""
     clock = Clock()
     found = examined(catalog, store, space)
-    rows, off = catalog.files(), spaces.off()
+    rows, off = catalog.files(), {**spaces.off(), **attached.off()}
     return VerifyOut(
         library=name,
         whole=found.whole and not off,

@@ -21,6 +21,7 @@ from ..retrievers.base import Query, Where
 from ..retrievers.readers.base import Limits
 from ..retrievers.readers.detect import archive_of
 from ..retrievers.stores.lexicon import LEXICAL
+from .attached import Attached
 from .catalog import FILE, Catalog, FileRow
 from .checking import verified
 from .indexing import ARCHIVES, Indexing
@@ -28,8 +29,8 @@ from .mending import Mending
 from .operations import Clock
 from .roots import Found, Roots, covers, existing, files_at, files_below
 from .schemas import FileProblem, IndexOut, LibraryOut, RebuildOut, VerifyOut
+from .spaces import BESIDE, Spaces
 from .spaces import FACT as SPACES
-from .spaces import Spaces
 from .writing import LOCK, clear_leftovers, delete_passages, writing
 
 if TYPE_CHECKING:
@@ -57,8 +58,9 @@ class Collection:
         self._store = store
         self._stages = stages
         self._retriever: Hybrid | None = None
-        self._built_for: tuple[bool, str | None, str | None] | None = None
+        self._built_for: tuple[object, ...] | None = None
         self.spaces = Spaces(folder, catalog, store, stages, self.located)
+        self.attached = Attached(folder, catalog, store, stages, self.spaces)
         self._lock = RLock()
         self._lost: tuple[str, ...] = ()
 
@@ -103,6 +105,7 @@ class Collection:
         rebuild: bool,
         spaces: Sequence[str] = (),
         routes: Sequence[str] | None = None,
+        retrievers: Sequence[str] = (),
     ) -> IndexOut:
         """See `Triptych.index`."""
         clock = Clock()
@@ -113,11 +116,12 @@ class Collection:
                 targets += self._start_anew()
             if spaces:
                 self.spaces.add(spaces)
+            new = self.attached.add(retrievers)
             if routes is not None:
                 self._choose(routes)
             roots = self._with_roots_for(targets)
             found = list({file.uri: file for target in targets for file in files_below(target, roots)}.values())
-            return self._bring(found, self._gone(targets, found, roots) if prune else [], clock, opened)
+            return self._bring(found, self._gone(targets, found, roots) if prune else [], clock, opened, new)
 
     def _choose(self, routes: Sequence[str]) -> None:
         """Remember the spaces that searches ask; none: all of them."""
@@ -143,9 +147,9 @@ class Collection:
             return self._bring(list(found.values()), list(gone.values()), clock)
 
     def _bring(
-        self, found: Sequence[Found], gone: Sequence[FileRow], clock: Clock, opened: Iterable[str] = ()
+        self, found: list[Found], gone: list[FileRow], clock: Clock, opened: Iterable[str] = (), new: Iterable[str] = ()
     ) -> IndexOut:
-        """Index and remove; of archives also those in `opened`. Only within `writing`."""
+        """Index and remove, of archives also those in `opened`; and fill `new` retrievers. Only within `writing`."""
         clear_leftovers(self.retriever(), self._catalog)
         encoder = self._stages.encoder_or_none()
         self._remember_encoder(encoder)
@@ -160,6 +164,7 @@ class Collection:
             self.spaces.settle()
         self.spaces.add_fitting()
         self.spaces.follow()
+        behind = self.attached.follow(new)
         self._lost = tuple(self._missing())
         tally = run.tally
         return IndexOut(
@@ -169,12 +174,14 @@ class Collection:
             unchanged=tally.unchanged,
             removed=tally.removed,
             items=sum(self._catalog.counts().values()),
-            problems=tally.problems,
+            problems=[*tally.problems, *behind],
             ms=clock.total(),
         )
 
-    def search(self, query: Query, k: int, where: Where | None) -> list[Hit]:
-        """At most `k` hits of the first stage, best first."""
+    def search(self, query: Query, k: int, where: Where | None, retriever: str | None = None) -> list[Hit]:
+        """At most `k` hits of the first stage, best first; of the retriever that is named, where one is."""
+        if retriever is not None:
+            return self.attached.search(retriever, query, k, where, self.retriever)
         return self.retriever().search(query, k, where)
 
     def get(self, ids: Sequence[str]) -> list[Item]:
@@ -210,13 +217,14 @@ class Collection:
             deleted = delete_passages(self.retriever(), self._catalog, ids)
             self._catalog.forget_empty()
             self._store.flush()
+            self.attached.follow()
         return deleted
 
     def status(self) -> dict[str, Any]:
         """Counts, the store, health and problems: the fields of `StatusOut` that a library knows."""
         rows = self._catalog.files()
         counts = self._catalog.counts()
-        stats = self._store.stats()
+        stats, beside = self._store.stats(), self.attached.counts()
         return {
             "files": sum(row.was_read for row in rows),
             "items": sum(counts.values()),
@@ -227,6 +235,7 @@ class Collection:
                 "can": list(stats.can),
                 "items": stats.items,
                 "spaces": [*stats.spaces, *self.spaces.counts()],
+                **({"retrievers": beside} if beside else {}),
             },
             "healthy": not self._lost,
             "problems": [_problem(row) for row in rows if row.error_type is not None],
@@ -237,7 +246,7 @@ class Collection:
         with writing(self._folder):
             if self._catalog.leftovers():
                 clear_leftovers(self.retriever(), self._catalog)
-            return verified(self._folder.name, self._catalog, self._store, self._space.name, self.spaces)
+            return verified(self._folder.name, self._catalog, self._store, self._space.name, self.spaces, self.attached)
 
     def rebuild(self, targets: Sequence[Path], *, adopt: bool) -> RebuildOut:
         """Mend what is damaged; see `mending`. Only within `writing`.
@@ -250,12 +259,15 @@ class Collection:
         _check_encoder(self._catalog, self._stages, self._folder.name)
         encoder = self._stages.encoder() if self._catalog.fact("encoder") else self._stages.encoder_or_none()
         self._remember_encoder(encoder)
+        self.spaces.renew()
         self._with_roots_for(targets)
         remote = bool(self._stages.settings.store_uri)
         mending = Mending(self._catalog, self._store, self.retriever(), self._space.name, self._limits(), remote=remote)
         try:
             mending.run(targets, adopt=adopt)
             self.spaces.follow()
+            self.attached.renew()
+            mending.problems += self.attached.follow()
         finally:
             self._store.flush()
             self.spaces.settle()
@@ -277,6 +289,7 @@ class Collection:
 
     def close(self) -> None:
         """Let go of the files."""
+        self.attached.close()
         self.spaces.close()
         self._store.close()
         self._catalog.close()
@@ -287,7 +300,7 @@ class Collection:
 
         with self._lock:
             encoder = self._stages.encoder_or_none()
-            wanted = (encoder is None, self._catalog.fact(SPACES), self._catalog.fact(ROUTES))
+            wanted = (encoder is None, *map(self._catalog.fact, (SPACES, BESIDE, ROUTES)))
             if self._retriever is None or self._built_for != wanted:
                 routes = self._catalog.fact(ROUTES)
                 allowed = routes.split(",") if routes else None
@@ -323,6 +336,7 @@ class Collection:
         known = list(dict.fromkeys(archive_of(path) or path for path in paths))
         self._store.erase()
         self.spaces.erase()
+        self.attached.erase()
         self._catalog.start_anew()
         return known
 

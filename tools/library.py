@@ -21,12 +21,12 @@ from ..errors import BadInput, NotFound, StaleId, Unsupported
 from ..refiners.base import Budget
 from ..refiners.protected import checked_patterns
 from ..refiners.tokens import TOKENIZERS
-from ..rerankers.base import Limits
 from ..retrievers.base import Hit, Item, MediaRef, Query, Where
 from ..settings import Settings
 from . import operations as op
 from .image_cost import formula_of
-from .ranking import Ranked, ranked
+from .listening import heard_of
+from .ranking import Ranked, limits_of, ranked
 from .results import given_item, id_of, metadata_of, rerank_out
 from .roots import existing
 from .schemas import (
@@ -44,8 +44,9 @@ from .schemas import (
     StatusOut,
     VerifyOut,
     ViewOut,
+    visible,
 )
-from .stages import Stages
+from .stages import STAGES, Stages
 from .viewing import DEFAULT_EDGE, checked_edge, viewed
 from .watching import changes, followed
 
@@ -92,6 +93,7 @@ class Triptych:
         rebuild: bool = False,
         spaces: Sequence[str] = (),
         routes: Sequence[str] | None = None,
+        retrievers: Sequence[str] = (),
     ) -> IndexOut:
         """Bring `paths` (files and folders) into the library; what has not changed is left alone.
 
@@ -101,6 +103,8 @@ class Triptych:
                 damaged store, and is how a library changes its encoder.
             spaces: ids of encoders whose spaces the library gains; what is indexed already is encoded from the store.
             routes: names of the spaces that searches ask from now on (`lexical`, `minilm`, …); empty: all of them.
+            retrievers: ids of systems that the library gains beside its own search, to be asked by name: an encoder's
+                space, or an index of the system's own. From then on they follow the library.
 
         Raises:
             BadInput: a path that is not there. Files that cannot be read do not raise: they are in `problems`.
@@ -108,7 +112,9 @@ class Triptych:
         given = _listed(paths)
         collection = self._open(create=True, rebuild=rebuild)
         wanted = [Path(path) for path in given]
-        return collection.index(wanted, prune=prune, rebuild=rebuild, spaces=spaces, routes=routes)
+        return collection.index(
+            wanted, prune=prune, rebuild=rebuild, spaces=spaces, routes=routes, retrievers=retrievers
+        )
 
     def watch(self, paths: str | Path | Sequence[str | Path], *, poll: bool | None = None) -> Iterator[IndexOut]:
         """Index `paths` as `index(prune=True)` does, and then every change in them as it comes; never ends by itself.
@@ -173,6 +179,7 @@ class Triptych:
         k: int | None = None,
         where: Where | Mapping[str, Any] | None = None,
         protect: Sequence[str] = (),
+        retriever: str | None = None,
     ) -> Evidence:
         """Search, rerank and compress: cited evidence of at most `max_tokens` tokens.
 
@@ -184,28 +191,32 @@ class Triptych:
                 `{"author": "Bob", "year": {"ge": 2020}}` (see `retrievers.filters.filter_of`).
             protect: regular expressions next to those of the settings: what they match is never torn, and reported
                 where it is lost.
+            retriever: the id of the system that searches, of those that the library has; default: its own search.
 
         Raises:
             BadInput: an argument out of range, or a budget below the smallest block.
-            NotFound: there is no such library.
+            NotFound: there is no such library, or it has no such retriever.
         """
         text = op.checked_query(query)
         budget = op.checked_budget(max_tokens, self.settings.max_tokens, self.settings.max_tokens_cap)
         top = self.settings.depth if k is None else op.checked_k(k)
         chosen, collection, clock, asked = op.checked_where(where), self._open(), op.Clock(), Query(text=text)
         with clock.stage("search"):
-            hits = collection.search(asked, max(self.settings.depth, top), chosen)
+            hits = collection.search(asked, max(self.settings.depth, top), chosen, retriever)
         with clock.stage("rerank"):
             found = self._ranked(asked, hits, depth=self.settings.rerank_depth)
         with clock.stage("compress"):
+            refiner = self.stages.refiner()  # first, or the note would not know that its weights are missing
             note = self._note(collection, budget, text, found.notes)
             kept, below = op.above_floor(found.ranking.hits[:top], found.floor, self.settings.tokenizer)
             frame = self._frame(budget, op.renderer(note, len(below)), protect)
-            refined = self.stages.refiner().refine(asked, kept, frame)
+            refined = refiner.refine(asked, kept, frame)
+        passages = op.passages_out(refined)
         return Evidence(
             query=text,
             library=self.name,
-            passages=op.passages_out(refined),
+            passages=passages,
+            stripped=op.stripped_in(passages),
             dropped=[*op.dropped_out(refined), *below],
             tokens=op.tokens_out(refined, budget, self.settings.tokenizer),
             ms=RetrieveMs(**clock.total()),
@@ -220,6 +231,7 @@ class Triptych:
         *,
         where: Where | Mapping[str, Any] | None = None,
         like: str | Path | None = None,
+        retriever: str | None = None,
     ) -> SearchOut:
         """The best `k` passages of the first stage, whole, not reranked.
 
@@ -227,20 +239,23 @@ class Triptych:
             where: see `retrieve`.
             like: the id of a passage with a picture, or the path of a picture: finds what looks like it, with a `query`
                 or without one. The passage itself is left out.
+            retriever: see `retrieve`; the scores are its own.
 
         Raises:
             BadInput: an argument out of range, or neither `query` nor `like`.
-            NotFound: there is no such library, or no such passage.
+            NotFound: there is no such library, it has no such retriever, or there is no such passage.
             Unsupported: nothing to look at behind `like`, or the library has no space of pictures.
         """
         text = op.checked_query(query) if query is not None or like is None else None
         top, collection, clock = op.checked_k(k), self._open(), op.Clock()
         asked = Query(text=text, media=None if like is None else self._looked_at(like))
         with clock.stage("search"):
-            hits = collection.search(asked, top if like is None else top + 1, op.checked_where(where))
+            hits = collection.search(asked, top if like is None else top + 1, op.checked_where(where), retriever)
             hits = [hit for hit in hits if hit.item.id != like][:top]
-        note = self._note(collection, self.settings.max_tokens, text)
-        return SearchOut(query=text, library=self.name, hits=op.hits_out(hits), ms=clock.total(), note=note)
+        note = self._note(collection, self.settings.max_tokens, text, stages=("encoder",))
+        found = op.hits_out(hits)
+        stripped = op.stripped_in(found)
+        return SearchOut(query=text, library=self.name, hits=found, ms=clock.total(), note=note, stripped=stripped)
 
     def rerank(self, query: str, candidates: Sequence[str | Given], *, reranker: str | None = None) -> RerankOut:
         """Passages (ids of this library, or texts the caller brings) in a better order for `query`.
@@ -260,9 +275,8 @@ class Triptych:
         def located(media: MediaRef) -> MediaRef:
             return self._open().located(media)
 
-        own = self.settings
-        limits = Limits(depth=depth, seconds=own.rerank_timeout or None if own.lm_endpoint else None)
-        return ranked(lambda: self.stages.reranker(reranker), query, hits, limits, located, strict=own.rerank_strict)
+        limits, strict = limits_of(self.settings, depth), self.settings.rerank_strict
+        return ranked(lambda: self.stages.reranker(reranker), query, hits, limits, located, strict=strict)
 
     def compress(
         self,
@@ -285,10 +299,12 @@ class Triptych:
         with clock.stage("compress"):
             frame = self._frame(budget, op.renderer(), protect)
             refined = system.refine(Query(text=text) if text else None, hits, frame)
+        passages = op.passages_out(refined)
         return CompressOut(
             query=text,
             refiner=refiner or id_of(system),
-            passages=op.passages_out(refined),
+            passages=passages,
+            stripped=op.stripped_in(passages),
             dropped=op.dropped_out(refined),
             tokens=op.tokens_out(refined, budget, self.settings.tokenizer),
             ms=clock.total(),
@@ -311,15 +327,20 @@ class Triptych:
         if not 0 <= start < end <= len(item.text):
             raise BadInput(f"The span `{start}:{end}` is out of range.", f"The text has {len(item.text)} characters.")
         metadata = {**metadata_of(item), **({"span": [start, end]} if span is not None else {})}
-        return FetchOut(id=item.id, title=item.title, text=item.text[start:end], uri=item.source.uri, metadata=metadata)
+        title, text = visible(item.title), item.text[start:end]
+        return FetchOut(id=item.id, title=title, text=text, uri=item.source.uri, metadata=metadata)
 
-    def view(self, id: str, max_edge: int = DEFAULT_EDGE, max_tokens: int | None = None) -> ViewOut:
-        """The picture behind a passage: its page or image, as large as two limits allow.
+    def view(
+        self, id: str, max_edge: int = DEFAULT_EDGE, max_tokens: int | None = None, *, sound: bool = False
+    ) -> ViewOut:
+        """The picture behind a passage: its page or image, as large as two limits allow; the clip behind what is heard.
 
         Args:
             max_edge: pixels of the longer edge, 64 to 2,048.
             max_tokens: the budget for the picture and the text block beside it; default and cap from the settings,
                 as is the formula that the picture is counted by.
+            sound: give the clip itself, too, where it is no larger than `image_bytes` and takes at most half of the
+                budget.
 
         Raises:
             BadInput: an argument out of range, or a budget that no picture fits.
@@ -331,7 +352,9 @@ class Triptych:
         item = self._item(id)
         if item.media is None:
             raise Unsupported(f"`{item.source.uri}` has nothing to look at.", "Use `fetch` for its text.")
-        return viewed(item, item.media, self._open().path_of(item.media.uri), edge, budget, self.settings)
+        path = self._open().path_of(item.media.uri)
+        heard = heard_of(item, path, self._named, budget, self.settings.image_bytes if sound else 0)
+        return viewed(item, item.media, path, edge, budget, self.settings, heard)
 
     def status(self) -> StatusOut:
         """What the library holds, whether it is whole, and which models are loaded."""
@@ -359,6 +382,19 @@ class Triptych:
 
         return is_library(self.folder)
 
+    def must_exist(self) -> None:
+        """Make sure that the library has been made.
+
+        Raises:
+            NotFound: it has not; the hint names those that were.
+        """
+        if not self.exists():
+            known = ", ".join(f"`{row}`" for row in _names(self.settings)) or "none yet"
+            raise NotFound(
+                f"There is no library `{self.name}`.",
+                f"Known: {known}. Make it with `triptych index PATH --library {self.name}`.",
+            )
+
     def create(self) -> None:
         """Make the library now, empty, if it is not there yet."""
         self._open(create=True)
@@ -383,18 +419,14 @@ class Triptych:
         self.close()
 
     def _open(self, *, create: bool = False, rebuild: bool = False) -> Collection:
-        from .collection import Collection, is_library
+        from .collection import Collection
 
         with self._lock:
             if rebuild:
                 self.close()
             if self._collection is None:
-                if not create and not is_library(self.folder):
-                    known = ", ".join(f"`{row}`" for row in _names(self.settings)) or "none yet"
-                    raise NotFound(
-                        f"There is no library `{self.name}`.",
-                        f"Known: {known}. Make it with `triptych index PATH --library {self.name}`.",
-                    )
+                if not create:
+                    self.must_exist()
                 self._collection = Collection.open(self.folder, self.stages, rebuild=rebuild)
             return self._collection
 
@@ -414,6 +446,11 @@ class Triptych:
         if item.media is None or item.modality == "audio":
             raise Unsupported(f"`{item.source.uri}` has nothing to look at.", "Name a passage with a picture.")
         return collection.located(item.media)
+
+    @property
+    def _named(self) -> str | None:
+        """The name that the library can be asked for by; None for one that is known by its folder."""
+        return self.name if self.folder == self.settings.libraries / self.name else None
 
     def _item(self, id: str) -> Item:
         collection = self._open()
@@ -440,15 +477,19 @@ class Triptych:
         return [Hit(item, 0.0) for item in items]
 
     def _note(
-        self, collection: Collection, budget: int, query: str | None = None, ranking: tuple[str, str] = ("", "")
+        self,
+        collection: Collection,
+        budget: int,
+        query: str | None = None,
+        ranking: tuple[str, str] = ("", ""),
+        stages: Sequence[str] = STAGES,
     ) -> str | None:
-        """What is missing, and what `ranking` went wrong: in few words where the budget has no room for more."""
-        known, tokenizer = [self.stages.note(), collection.note(query)], self.settings.tokenizer
-        for said in ranking:
-            note = op.fitting_note([said, *known], budget, tokenizer) or op.fitting_note([said], budget, tokenizer)
-            if said in (note or ""):
-                return note
-        return op.fitting_note(known, budget, tokenizer)
+        """What is missing of `stages`, and what `ranking` went wrong: in few words where the budget has room for no
+        more."""
+        own, tokenizer = collection.note(query), self.settings.tokenizer
+        known: list[list[str | None]] = [[self.stages.note(stages, short=short), own] for short in (False, True)]
+        tried = (op.fitting_note([said, *more], budget, tokenizer) for said in ranking for more in [*known, []])
+        return next(filter(None, tried), None)
 
 
 def libraries(settings: Settings) -> list[LibraryOut]:

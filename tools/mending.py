@@ -46,6 +46,8 @@ _FACTS = {  # what the facts that are worth saving look like where they are unda
     "encoder": re.compile(r"[a-z0-9_]+ [0-9a-f,]*"),
     "spaces": re.compile(r'\{("[a-z0-9_]+": "[ -!#-\[\]-~]*"(, )?)*\}'),
     "routes": re.compile(r"[a-z0-9_,]*"),
+    "beside": re.compile(r"[a-z0-9_,]*"),
+    "retrievers": re.compile(r'\{("[a-z0-9_]+": "[0-9a-f,]*"(, )?)*\}'),
 }
 _GONE = "The file is gone."
 _RESTORE = "Put it back and index its folder again, or forget it with `triptych index PATH --prune`."

@@ -16,11 +16,12 @@ from ..errors import BadInput
 from ..refiners.tokens import count
 from ..retrievers.base import Where
 from ..retrievers.filters import filter_of
-from .schemas import CutOut, DroppedOut, HitOut, PassageOut, PieceOut, TokensOut, place
+from .schemas import CutOut, DroppedOut, HitOut, PassageOut, PieceOut, TokensOut, place, visible
 
 if TYPE_CHECKING:
     from ..refiners.base import Cut, Passage, Piece, Refined, Render
     from ..retrievers.base import Box, Hit, Item
+    from .schemas import ViewOut
 
 MAX_QUERY = 4096
 MAX_K = 100
@@ -111,22 +112,24 @@ def block_dict(rows: Sequence[tuple[str, str, str, str]], dropped: int, note: st
     return {"passages": passages, "dropped": dropped, **({"note": note} if note else {})}
 
 
-def view_block(item_id: str, title: str, where: str, tokens: int, formula: str) -> str:
+def view_block(seen: ViewOut) -> str:
     """The text block beside a picture, as `block` writes it: what is shown, and what it costs by which formula."""
-    shown = view_dict(item_id, title, where, tokens, formula)
-    return json.dumps(shown, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(view_dict(seen), ensure_ascii=False, separators=(",", ":"))
 
 
-def view_dict(item_id: str, title: str, where: str, tokens: int, formula: str) -> dict[str, object]:
-    """What `view_block` writes, as a dict."""
-    return {"id": item_id, "title": title, "where": where, "tokens": tokens, "formula": formula}
+def view_dict(seen: ViewOut) -> dict[str, object]:
+    """What `view_block` writes, as a dict: of what is heard also the address of its clip and its length."""
+    picture = {"tokens": seen.tokens, "formula": seen.formula} if seen.tokens else {}
+    heard = {"clip": seen.clip, "seconds": seen.seconds, "sound_tokens": seen.sound_tokens, "note": seen.note}
+    told = {name: value for name, value in heard.items() if value}
+    return {"id": seen.id, "title": seen.title, "where": seen.where, **picture, **told}
 
 
 def renderer(note: str | None = None, left_out: int = 0) -> Render:
     """`Budget.render` for the text block: what a budget is counted over. `left_out` hits were dropped before."""
 
     def render(passages: Sequence[Passage], dropped: int) -> str:
-        rows = [(p.item.id, p.item.title, where_of(p.item), p.text) for p in passages]
+        rows = [(p.item.id, visible(p.item.title), where_of(p.item), p.text) for p in passages]
         return block(rows, dropped + left_out, note)
 
     return render
@@ -148,7 +151,7 @@ def _passage_out(n: int, passage: Passage) -> PassageOut:
     return PassageOut(
         n=n,
         id=item.id,
-        title=item.title,
+        title=visible(item.title),
         uri=source.uri,
         modality=item.modality,
         page=source.page,
@@ -158,6 +161,7 @@ def _passage_out(n: int, passage: Passage) -> PassageOut:
         text=passage.text,
         pieces=[_piece_out(piece) for piece in passage.pieces],
         score=round(passage.score, 6),
+        stripped=stripped_from(item),
         tokens=passage.tokens,
         original=passage.original,
         cut=[_cut_out(item.text, cut) for cut in passage.cut],
@@ -189,7 +193,7 @@ def hits_out(hits: Sequence[Hit]) -> list[HitOut]:
         HitOut(
             n=n,
             id=hit.item.id,
-            title=hit.item.title,
+            title=visible(hit.item.title),
             uri=hit.item.source.uri,
             modality=hit.item.modality,
             page=hit.item.source.page,
@@ -197,10 +201,21 @@ def hits_out(hits: Sequence[Hit]) -> list[HitOut]:
             start_s=hit.item.source.start_s,
             end_s=hit.item.source.end_s,
             text=hit.item.text,
+            stripped=stripped_from(hit.item),
             score=round(hit.score, 6),
         )
         for n, hit in enumerate(hits, 1)
     ]
+
+
+def stripped_from(item: Item) -> int:
+    """How many invisible characters were removed from the item's document when it was read."""
+    return int(item.meta.get("stripped") or 0)
+
+
+def stripped_in(rows: Sequence[PassageOut] | Sequence[HitOut]) -> int:
+    """The same over the documents of an answer, each counted once."""
+    return sum({row.uri: row.stripped for row in rows}.values())
 
 
 def above_floor(hits: Sequence[Hit], floor: float | None, tokenizer: str) -> tuple[list[Hit], list[DroppedOut]]:

@@ -6,22 +6,32 @@ so; with the setting `rerank_strict` the model's error is raised instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import EndpointError, Forbidden, NotFound, TimedOut
 from ..manifests.registry import cards
-from ..progress import step
+from ..progress import left_s, step
 from ..rerankers.base import Limits, Ranking, Reranker
 from ..retrievers.base import Hit, MediaRef
 from .results import id_of
 
 if TYPE_CHECKING:
     from ..retrievers.base import Item, Query
+    from ..settings import Settings
 
 PICTURES = ("page", "image")
 BLIND = "Pictures were ranked by their text: the language model reads no images."
+
+
+def limits_of(settings: Settings, depth: int | None) -> Limits:
+    """The limits of one ranking: with an endpoint its clock as well, which the caller's own deadline shortens."""
+    if not settings.lm_endpoint:
+        return Limits(depth=depth)
+    seconds = min(float(settings.rerank_timeout) or math.inf, round(max(0.0, left_s()), 1))
+    return Limits(depth=depth, seconds=None if seconds == math.inf else seconds)
 
 
 @dataclass(frozen=True)

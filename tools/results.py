@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..retrievers.base import Item, Source
-from .operations import hits_out
+from .operations import hits_out, stripped_in
 from .schemas import RerankOut
 
 if TYPE_CHECKING:
@@ -38,10 +38,12 @@ def metadata_of(item: Item) -> dict[str, Any]:
 def rerank_out(query: str, system_id: str, ranked: Ranked, clock: Clock) -> RerankOut:
     """The result of `rerank`. Its `reason` also says what there is to know about a complete order."""
     ranking = ranked.ranking
+    hits = hits_out(ranking.hits)
     return RerankOut(
         query=query,
         reranker=system_id,
-        hits=hits_out(ranking.hits),
+        hits=hits,
+        stripped=stripped_in(hits),
         calls=ranking.calls,
         tokens=ranking.tokens,
         repaired=ranking.repaired,

@@ -56,7 +56,11 @@ class CutOut(Shape):
 
 
 class Placed(Shape):
-    """A text and where it stands; `box` is x0, y0, x1, y1 as fractions of the page."""
+    """A text and where it stands; `box` is x0, y0, x1, y1 as fractions of the page.
+
+    `stripped` counts the invisible characters (zero-width, bidirectional, tags, controls) that were removed from its
+    document when that was read. So does an answer's own `stripped`, over the documents that it shows.
+    """
 
     n: int
     id: str
@@ -68,6 +72,7 @@ class Placed(Shape):
     start_s: float | None
     end_s: float | None
     text: str
+    stripped: int = 0
 
     @property
     def where(self) -> str:
@@ -100,10 +105,23 @@ def place(uri: str, page: int | None, start_s: float | None, end_s: float | None
     >>> place("talks/opening.mp4", None, 61.25, 70.0)
     'talks/opening.mp4 61.2-70.0s'
     """
-    shown = uri if page is None else f"{uri} p.{page}"
+    shown = visible(uri) if page is None else f"{visible(uri)} p.{page}"
     if start_s is None:
         return shown
     return f"{shown} {start_s:.1f}-{start_s if end_s is None else end_s:.1f}s"
+
+
+def visible(text: str) -> str:
+    """A title or the name of a file, on one line and without invisible characters: strangers give files names, too.
+
+    >>> visible("gar\\u202eden.txt")
+    'garden.txt'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    from ..retrievers.readers.base import clean
+
+    return clean(text)[0].replace("\n", " ").replace("\t", " ")
 
 
 class DroppedOut(Shape):
@@ -144,6 +162,7 @@ class Evidence(Shape):
     ms: RetrieveMs
     note: str | None = None
     refiner_note: str | None = None
+    stripped: int = 0
 
 
 class SearchOut(Shape):
@@ -154,6 +173,7 @@ class SearchOut(Shape):
     hits: list[HitOut]
     ms: dict[str, float]
     note: str | None = None
+    stripped: int = 0
 
 
 class RerankOut(Shape):
@@ -168,6 +188,7 @@ class RerankOut(Shape):
     complete: bool
     reason: str | None
     ms: dict[str, float]
+    stripped: int = 0
 
 
 class CompressOut(Shape):
@@ -180,6 +201,7 @@ class CompressOut(Shape):
     tokens: TokensOut
     ms: dict[str, float]
     refiner_note: str | None = None
+    stripped: int = 0
 
 
 class FetchOut(Shape):
@@ -282,7 +304,13 @@ class WatchOut(Shape):
 
 class ViewOut(Shape):
     """What `view(id)` shows: an image, downscaled; `tokens` is its cost for a vision model by `formula`, one of
-    `image_cost.FORMULAS`."""
+    `image_cost.FORMULAS`.
+
+    What can be heard has the address of its `clip`, which clients of the MCP server read, and its length in `seconds`
+    where that is known. `sound` is the clip itself as WAV where it was asked for, empty where it was not or is too
+    large (then `note` says so); `sound_tokens` is its cost. Of sound alone `image` is empty, its size and cost 0, and
+    `mime` that of the clip.
+    """
 
     id: str
     title: str
@@ -293,6 +321,11 @@ class ViewOut(Shape):
     height: int
     tokens: int
     formula: str
+    clip: str | None = None
+    seconds: float | None = None
+    sound: bytes = b""
+    sound_tokens: int = 0
+    note: str | None = None
 
 
 class DeleteOut(Shape):

@@ -6,7 +6,7 @@ the models, and `note` the command that fetches them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..retrievers.lm_transformers import TransformersLM
     from ..settings import Settings
 
+STAGES = ("encoder", "reranker", "refiner")
+"""The settings that name the systems of the three panels."""
 WITHOUT_WEIGHTS = {"reranker": "no_rerank", "refiner": "extractive"}
 
 
@@ -115,17 +117,26 @@ class Stages:
         # Not under the lock: whoever asks what is loaded must not wait for a model that is loading now.
         return {key: type(system).__name__ for key, system in tuple(self._built.items())}
 
-    def note(self) -> str | None:
-        """What is missing and the command that mends it, or None."""
-        if not self.missing:
-            return None
+    def note(self, of: Sequence[str] = STAGES, *, short: bool = False) -> str | None:
+        """What is missing and the command that mends it, or None.
+
+        Args:
+            of: the stages that take part; what others lack is not told.
+            short: only that something is, without names and effects.
+        """
         settings = self.settings
-        stages = [name for name in self.missing if name not in settings.further]
-        names = ", ".join(sorted(stages or self.missing))
+        others = {getattr(settings, stage) for stage in STAGES if stage not in of}
+        missing = [name for name in self.missing if name not in others]
+        if not missing:
+            return None
+        if short:
+            return f"Weights missing: run `triptych pull {settings.profile}`."
+        stages = [name for name in missing if name not in settings.further]
+        names = ", ".join(sorted(stages or missing))
         effects = {
-            "search is BM25 only": settings.encoder in self.missing,
-            "compression keeps whole sentences": settings.refiner in self.missing,
-            "hits are not reranked": settings.reranker in self.missing,
+            "search is BM25 only": settings.encoder in missing,
+            "compression keeps whole sentences": settings.refiner in missing,
+            "hits are not reranked": settings.reranker in missing,
         }
         effect = ", ".join(what for what, holds in effects.items() if holds) or "some spaces are not searched"
         return f"Weights missing ({names}): {effect}. Run `triptych pull {settings.profile}`."

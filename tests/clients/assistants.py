@@ -13,7 +13,7 @@ from programs import run
 from stub import Script, Stub
 
 PROMPT = "Look it up."
-ORDER = ("retrieve", "view", "error", "long")
+ORDER = ("retrieve", "view", "error", "long", "heard")
 
 
 def claude_code(plan: Plan, folder: Path) -> None:

@@ -66,7 +66,7 @@ def _inspected(plan: Plan, listed: dict[str, Any], program: list[str | Path]) ->
 
     while plan.loading in _texts(call("retrieve")):
         time.sleep(1)
-    texts = {name: call(name) for name in ("retrieve", "long", "view")}
+    texts = {name: call(name) for name in ("retrieve", "long", "view", "heard")}
     texts["error"] = call("error", ok=5)
     report = {name: _texts(result) for name, result in texts.items()}
     images = [block["data"] for block in texts["view"]["content"] if block["type"] == "image"]

@@ -1,16 +1,19 @@
 """The library that every client is shown, the calls it makes, and what it has to see of the answers.
 
-A client's script gets the plan as JSON and writes a report: {"tools", "retrieve", "images", "error", "long"}, each as
-that client's model would see it. This module judges the report, in one place for all of them.
+A client's script gets the plan as JSON and writes a report: {"tools", "retrieve", "images", "heard", "error", "long"},
+each as that client's model would see it. This module judges the report, in one place for all of them.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import subprocess
 import sys
+import wave
+from array import array
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +29,7 @@ from triptych.settings import Settings
 TOOLS = ["retrieve", "search", "fetch", "view", "rerank", "compress", "status"]
 QUESTION = "How many litres of oil does the harbour lamp burn in a night?"
 FACT, SOURCE = "seventeen litres", "harbour.txt"
+CLIP = "triptych://clip/"
 NOWHERE = "nothing-has-this-id"
 CAP = 20_000
 LONG_TOKENS = 25_000
@@ -34,7 +38,7 @@ PARAGRAPHS = 900
 
 @dataclass(frozen=True)
 class Plan:
-    """One server and the four calls that clients make.
+    """One server and the five calls that clients make.
 
     Attributes:
         command, args: how it is started over stdio.
@@ -52,7 +56,7 @@ class Plan:
 
 
 def made(folder: Path, weights: Path) -> Plan:
-    """Index the three documents into a home of its own, and plan the calls."""
+    """Index the four documents into a home of its own, and plan the calls."""
     files, home = folder / "files", folder / "home"
     files.mkdir()
     home.mkdir()
@@ -61,17 +65,23 @@ def made(folder: Path, weights: Path) -> Plan:
         f"The harbour lamp burns {FACT} of oil in a night. It is lit an hour before sunset.\n", "utf-8"
     )
     _picture(files / "timetable.png")
+    _sound(files / "foghorn.wav")
     long = _long_text()
     assert count(long, "o200k_base") >= LONG_TOKENS
     (files / "ledger.txt").write_text(long, "utf-8")
     common = ["--home", str(home), "--library", "checks"]
     _triptych("index", str(files), *common)
-    hits = json.loads(_triptych("search", "timetable", "--json", "--modality", "image", *common))["hits"]
-    if not hits:
-        raise Failed("The picture of the check library was not found.")
+
+    def found(words: str, modality: str) -> str:
+        hits = json.loads(_triptych("search", words, "--json", "--modality", modality, *common))["hits"]
+        if not hits:
+            raise Failed(f"The {modality} of the check library was not found.")
+        return str(hits[0]["id"])
+
     calls = {
         "retrieve": {"tool": "retrieve", "arguments": {"query": QUESTION, "max_tokens": 400}},
-        "view": {"tool": "view", "arguments": {"id": hits[0]["id"], "max_edge": 512}},
+        "view": {"tool": "view", "arguments": {"id": found("timetable", "image"), "max_edge": 512}},
+        "heard": {"tool": "view", "arguments": {"id": found("foghorn", "audio")}},
         "error": {"tool": "fetch", "arguments": {"id": NOWHERE}},
         "long": {"tool": "search", "arguments": {"query": "ledger entry of oil", "k": 100, "max_tokens": CAP}},
     }
@@ -93,6 +103,7 @@ def judge(report: dict[str, Any], *, shortened: bool = False, pictures: int = 1)
     for image in report["images"]:
         with Image.open(BytesIO(base64.b64decode(image))) as picture:
             _must(picture.width > 64, f"the picture is {picture.width} pixels wide")
+    _must(CLIP in report["heard"], f"the clip came as {report['heard'][:300]!r}")
     _must(NOWHERE in report["error"], f"the error came as {report['error'][:300]!r}")
     _must("Traceback" not in report["error"] and str(Path.home()) not in report["error"], "the error tells too much")
     used = count(report["long"], "o200k_base")
@@ -124,6 +135,16 @@ def _picture(path: Path) -> None:
     picture = Image.new("RGB", (1200, 400), "white")
     ImageDraw.Draw(picture).text((40, 140), "Ferry timetable: 14:15", "black", ImageFont.load_default(size=80))
     picture.save(path)
+
+
+def _sound(path: Path) -> None:
+    rate = 16_000
+    tone = array("h", (int(8000 * math.sin(n * 2 * math.pi * 180 / rate)) for n in range(2 * rate)))
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(tone.tobytes())
 
 
 def _long_text() -> str:

@@ -12,12 +12,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from ... import progress
 from ...errors import BadInput, UnknownSystem, Unsupported
 from ...manifests.registry import Card, card
 from ...retrievers.base import Encoder, Hit, Item, MediaRef, Query, Route
+from ...retrievers.fusion import best_first
 from ...retrievers.stores.lexicon import LEXICAL
 from ...retrievers.stores.milvus import MilvusStore, batched
+from ...retrievers.stores.rows import checked
 from ...retrievers.text.hybrid import Hybrid
 from ...settings import Settings
 from ..catalog import Catalog
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from ..stages import Stages
 
 _BATCH = 256
+MOST_VECTOR_BYTES = 8 << 30
+"""What the vectors of a multi-vector encoder may take: they are all in memory."""
 
 
 class Searching(Protocol):
@@ -90,7 +96,7 @@ class FirstStage:
 
         Raises:
             MissingWeights: a model is not on this machine (a profile does without its encoder, and `stages` says so).
-            Unsupported: an encoder whose vectors no store holds.
+            Unsupported: a profile whose encoder has other vectors than dense ones.
         """
         kind = self.system.resolve()
         if not self.is_profile and not issubclass(kind, Encoder):
@@ -98,7 +104,10 @@ class FirstStage:
             return
         encoder = stages.encoder_or_none() if self.is_profile else kind.load(self.system, stages)
         if encoder is not None and encoder.space.kind != "dense":
-            raise Unsupported(f"`{self.name}` has {encoder.space.kind} vectors.", "Choose a dense encoder.")
+            if self.is_profile:
+                raise Unsupported(f"`{self.name}` has {encoder.space.kind} vectors.", "Choose a dense encoder.")
+            yield Exhaustive(encoder)
+            return
         own = [] if encoder is None else [encoder.space]
         with TemporaryDirectory(prefix="triptych-") as scratch, MilvusStore(Path(scratch), own) as store:
             if not self.is_profile and encoder is not None:
@@ -124,6 +133,52 @@ class Dense:
     def search(self, query: Query, k: int) -> list[Hit]:
         [vector] = self.encoder.encode([query], "query")
         return self.store.search([Route(self.encoder.space, vector=vector)], k)
+
+
+class Exhaustive:
+    """One multi-vector encoder alone: MaxSim with every item, in memory, so the order is exact.
+
+    A store would give the same order, or for large collections the best of a shortlist (see `stores.vectors`); its
+    times are others.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self._items: dict[str, Item] = {}
+        self._vectors: dict[str, np.ndarray] = {}
+        self._bytes = 0
+
+    def add(self, items: Sequence[Item]) -> None:
+        """Encode and keep.
+
+        Raises:
+            BadInput: vectors that no store would take: of another dimension, or not finite.
+            Unsupported: they would take more memory than `MOST_VECTOR_BYTES`.
+        """
+        for done, part in enumerate(batched(items, _BATCH)):
+            progress.step(done * _BATCH, len(items), "passages")
+            for item, given in zip(part, self.encoder.encode(part, "document"), strict=True):
+                vectors = self._unit(checked(given, self.encoder.space, len(given)))
+                self._items[item.id], self._vectors[item.id] = item, vectors
+                self._bytes += vectors.nbytes
+            if self._bytes > MOST_VECTOR_BYTES:
+                raise Unsupported(
+                    f"The vectors of `{self.encoder.space.name}` take more than {MOST_VECTOR_BYTES >> 30} GB.",
+                    "Measure on fewer passages.",
+                )
+
+    def search(self, query: Query, k: int) -> list[Hit]:
+        [given] = self.encoder.encode([query], "query")
+        asked = self._unit(np.asarray(given, np.float32))
+        scores = {key: float((asked @ vectors.T).max(axis=1).sum()) for key, vectors in self._vectors.items()}
+        return [Hit(self._items[key], score) for key, score in best_first(scores)[:k]]
+
+    def _unit(self, rows: np.ndarray) -> np.ndarray:
+        if self.encoder.space.metric != "cosine":
+            return rows
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        unit: np.ndarray = rows / np.where(lengths > 0, lengths, 1.0)
+        return unit
 
 
 class AsLibrary:

@@ -169,7 +169,8 @@ def _side_by_side(metric: str, arms: Sequence[Arm], axes: Axes) -> None:
     axes.set_yticks(range(len(rows)), [_drawable(label) for label in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(metric)
-    axes.figure.set_size_inches(WIDTH, max(HEIGHT, 1.2 + 0.24 * len(rows)))
+    if (page := axes.get_figure(root=True)) is not None:
+        page.set_figheight(max(HEIGHT, 1.2 + 0.24 * len(rows)))
 
 
 def _growth(metric: str, series: Series, axes: Axes) -> None:

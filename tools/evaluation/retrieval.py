@@ -23,7 +23,7 @@ from ...retrievers.stores.milvus import MilvusStore
 from ..stages import Stages
 from . import compare, ranking
 from .environment import environment
-from .first_stages import AsLibrary, Dense, FirstStage, Searching
+from .first_stages import AsLibrary, Dense, Exhaustive, FirstStage, Searching
 from .passages import Corpus, corpus, limits
 from .result import Arm, Result, file_name
 
@@ -243,10 +243,12 @@ def _said(
     encoder = getattr(retriever, "encoder", None)
     unread = sum(not encoder.reads(Query(one.text)) for one in data.queries.values()) if encoder is not None else 0
     if unread:
-        how = "searched all the same" if isinstance(retriever, Dense) else "searched without it"
+        how = "searched all the same" if isinstance(retriever, Dense | Exhaustive) else "searched without it"
         yield (
             f"`{stage.name}`: {unread:,} of {len(data.queries):,} queries are in a script or language that its encoder "
             f"cannot read, and were {how}."
         )
+    if isinstance(retriever, Exhaustive):
+        yield f"`{stage.name}`: MaxSim with every passage, in memory; a library's store has other times."
     if empty := sum(not found for found in hits.values()):
         yield f"`{stage.name}` found nothing for {empty:,} of {len(hits):,} queries."

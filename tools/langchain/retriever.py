@@ -30,6 +30,7 @@ class TriptychRetriever(BaseRetriever):
         k: how many documents; `invoke(query, k=…)` wins over it.
         max_tokens: a budget makes the documents reranked and compressed ones.
         where: only passages that match, as in `{"author": "Bob"}`; `invoke(query, where=…)` wins over it.
+        retriever: the id of the system that searches, of those that the library has; None for the library's own search.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -38,6 +39,7 @@ class TriptychRetriever(BaseRetriever):
     k: int = 10
     max_tokens: int | None = None
     where: dict[str, Any] | None = None
+    retriever: str | None = None
     _session: Any = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any, /) -> None:
@@ -67,7 +69,7 @@ class TriptychRetriever(BaseRetriever):
         wanted = self.k if k is None else k
         chosen = checked_where(self.where if where is None else where)
         if self.max_tokens is None:
-            searched = self._session.search(query, wanted, where=chosen)
+            searched = self._session.search(query, wanted, where=chosen, retriever=self.retriever)
             return [document(hit, searched.note) for hit in searched.hits]
-        found = self._session.retrieve(query, self.max_tokens, k=wanted, where=chosen)
+        found = self._session.retrieve(query, self.max_tokens, k=wanted, where=chosen, retriever=self.retriever)
         return [document(passage, found.note, found.refiner_note) for passage in found.passages]

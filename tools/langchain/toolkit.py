@@ -25,6 +25,7 @@ from ..arguments import (
     input_schema,
     parse,
 )
+from ..listening import WAV
 from .libraries import Libraries
 from .runs import awaited, worked
 
@@ -52,8 +53,9 @@ _TOOLS: dict[str, tuple[type[Arguments], Callable[[Any, Any], Called]]] = {
 class TriptychTool(BaseTool):
     """One operation. Errors come back as text that says what to do, so that an agent can go on.
 
-    `view` answers with a text block and an image block, the others with text. The artifact is the whole result,
-    without the picture. A text instead of arguments is the first argument.
+    `view` answers with a text block and an image block (of sound, where that was asked for, a file block), the others
+    with text. The artifact is the whole result, without picture and sound. A text instead of arguments is the first
+    argument.
     """
 
     libraries: Any = Field(repr=False, exclude=True)
@@ -81,12 +83,15 @@ class TriptychTool(BaseTool):
         try:
             named = parse(InLibrary, {"library": given.pop("library", None)}).library
             arguments = parse(self.arguments, given)
-            called: Called = self.call(self.libraries(named), arguments)
+            session = self.libraries(named)
+            if named is not None:  # also where the caller brings all that the tool reads
+                session.must_exist()
+            called: Called = self.call(session, arguments)
         except Cancelled:
             raise
         except TriptychError as error:
             raise ToolException(str(error)) from error
-        return _content(called.answer), called.result.model_dump(mode="json", exclude={"image"})
+        return _content(called.answer), called.result.model_dump(mode="json", exclude={"image", "sound"})
 
 
 def triptych_tools(library: str | Path | Triptych = "default", names: Sequence[str] | None = None) -> list[BaseTool]:
@@ -118,7 +123,13 @@ def _tool(name: str, libraries: Libraries) -> BaseTool:
 
 
 def _content(answer: Answer) -> str | list[dict[str, Any]]:
-    if answer.image is None:
-        return answer.text
-    picture = {"type": "image", "base64": base64.b64encode(answer.image).decode(), "mime_type": answer.mime}
-    return [{"type": "text", "text": answer.text}, picture]
+    """The text, alone or as a block before picture and sound. The clip's address stands in it: a link would be one that
+    only an MCP client can follow, and that vendors refuse."""
+    # LangChain turns audio blocks of tools into text, base64 and all; files it passes on.
+    media = [("image", answer.image, answer.mime), ("file", answer.sound, WAV)]
+    shown = [
+        {"type": kind, "base64": base64.b64encode(data).decode(), "mime_type": mime}
+        for kind, data, mime in media
+        if data is not None
+    ]
+    return [{"type": "text", "text": answer.text}, *shown] if shown else answer.text
