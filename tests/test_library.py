@@ -18,6 +18,7 @@ from triptych.refiners.tokens import count
 from triptych.tools.library import libraries
 from triptych.tools.operations import block, rows_of
 from triptych.tools.schemas import Evidence, Given
+from triptych.tools.stages import Stages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -233,6 +234,16 @@ def test_without_weights_the_first_answer_says_as_much_as_the_second(bare_home: 
     for system in (session.settings.encoder, session.settings.refiner):
         assert system in (notes[0] or "")
     assert "search is BM25 only" in (before or "") and "compression" not in (before or "")
+
+
+def test_what_no_pull_brings_is_sent_to_the_doctor(bare_home: Path) -> None:
+    stages = Stages(Settings.load("standard"))
+    stages.reranker()
+    assert stages.note() == (
+        "Weights missing (monobert): hits are not reranked. Run `triptych doctor --profile standard`."
+    )
+    stages.encoder_or_none()
+    assert (stages.note() or "").endswith("Run `triptych pull standard`.")
 
 
 def test_to_find_out_that_weights_are_missing_needs_no_torch(bare_home: Path) -> None:

@@ -22,7 +22,7 @@ from triptych.rerankers._pointwise import Read, first_stage
 from triptych.rerankers.base import Cost, Limits, Reranker
 from triptych.rerankers.finetuned.maxsim import MaxSim, SentenceScorer
 from triptych.rerankers.no_rerank import NoRerank
-from triptych.rerankers.prompted.query_likelihood import QueryLikelihood
+from triptych.rerankers.prompted.query_likelihood import PROMPT, QueryLikelihood
 from triptych.retrievers.base import Hit, Item, Query, Source
 from triptych.retrievers.lm import LogProbs, Prompt, ScriptedLM
 from triptych.retrievers.text.all_minilm_l6_v2 import AllMiniLM
@@ -298,7 +298,8 @@ def test_the_passage_that_makes_the_query_likely_comes_first() -> None:
     found = QueryLikelihood(lm, prior=0).rank(QUERY, hits(texts))
     assert found.hits[0].item.id == "p1"
     assert found.hits[0].score == -1.0
-    assert (found.calls, found.tokens, lm.calls) == (3, 15, [("logprobs", 3)])
+    read = sum(len(PROMPT.format(passage=f"f\n{text}")) // 4 for text in texts)
+    assert (found.calls, found.tokens, lm.calls) == (3, 15 + read, [("logprobs", 3)])
 
 
 def test_likelihoods_that_are_no_numbers_are_refused() -> None:

@@ -11,7 +11,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingWeights
-from ..manifests.registry import card
+from ..manifests.registry import card, cards
 
 if TYPE_CHECKING:
     from ..refiners.base import Refiner
@@ -129,8 +129,11 @@ class Stages:
         missing = [name for name in self.missing if name not in others]
         if not missing:
             return None
+        known = cards()
+        pulled = any(known[name].weights for name in missing if name in known)
+        command = f"triptych {'pull' if pulled else 'doctor --profile'} {settings.profile}"
         if short:
-            return f"Weights missing: run `triptych pull {settings.profile}`."
+            return f"Weights missing: run `{command}`."
         stages = [name for name in missing if name not in settings.further]
         names = ", ".join(sorted(stages or missing))
         effects = {
@@ -139,7 +142,7 @@ class Stages:
             "hits are not reranked": settings.reranker in missing,
         }
         effect = ", ".join(what for what, holds in effects.items() if holds) or "some spaces are not searched"
-        return f"Weights missing ({names}): {effect}. Run `triptych pull {settings.profile}`."
+        return f"Weights missing ({names}): {effect}. Run `{command}`."
 
     def _chosen(self, role: str, asked: str | None, default: str) -> Any:
         wanted = asked or default
