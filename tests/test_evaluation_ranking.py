@@ -354,12 +354,12 @@ def test_data_that_no_system_reads_is_refused_before_a_model_loads(
         reranked(data, {"q1": [("trains", 1.0)]}, ["maxsim"], settings)
 
 
-def test_an_encoder_whose_vectors_no_store_holds_is_unsupported(
+def test_a_profile_whose_encoder_has_many_vectors_is_unsupported(
     collection: datasets.Collection, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(AllMiniLM, "space", Space("tokens", "multi", 8))
     with pytest.raises(Unsupported, match="multi vectors"):
-        retrieved(collection, ["all_minilm_l6_v2"], [], settings)
+        retrieved(collection, ["embedded"], [], settings)
 
 
 def test_a_query_that_a_reranker_cannot_do_is_a_typed_error(
