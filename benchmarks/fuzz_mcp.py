@@ -137,7 +137,7 @@ async def made(
             except Exception as error:
                 faults.append({"tool": name, "arguments": repr(given_)[:500], "fault": repr(error)[:300], "lost": 1})
                 continue
-            fault = fault_in(answer, private)
+            fault = fault_in(answer, private, given_)
             kind = "answered"
             if answer.is_error:
                 kind = ((answer.meta or {}).get("triptych") or {}).get("error", {}).get("type", "unknown")

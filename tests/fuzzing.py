@@ -71,12 +71,17 @@ def arguments(draw: st.DrawFn, schema: dict[str, Any], ids: st.SearchStrategy[st
 LEAKS = re.compile(r"Traceback|File \"|\.py\b|site-packages|pydantic|sqlite3|errors\.|0x[0-9a-f]{8,}")
 
 
-def fault_in(answer: Any, private: list[str]) -> str | None:
-    """What is wrong with an answer: a crash, a traceback, or a path of this machine; None when nothing is."""
+def fault_in(answer: Any, private: list[str], given: dict[str, Any]) -> str | None:
+    """What is wrong with an answer: a crash, a traceback, or a path of this machine; None when nothing is.
+
+    Args:
+        given: the arguments of the call: an error may say back what stands in them.
+    """
     text = "".join(block.text for block in answer.content if block.type == "text")
     whole = f"{text} {json.dumps(answer.meta or {}, ensure_ascii=False)}"
     if answer.is_error and ("failed inside the server" in text or not text):
         return f"crash: {text}"
-    if answer.is_error and (found := LEAKS.search(text)):
-        return f"leak: {found.group()} in {text[:300]}"
+    leaks = {found.group() for found in LEAKS.finditer(text) if answer.is_error} - set(LEAKS.findall(repr(given)))
+    if leaks:
+        return f"leak: {', '.join(sorted(leaks))} in {text[:300]}"
     return next((f"path: {place} in {whole[:300]}" for place in private if place in whole), None)
