@@ -11,9 +11,10 @@ it right at once. While another process is writing, an answer may rest on weight
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from ... import progress
 from ...errors import BadInput, StoreError
@@ -79,6 +80,34 @@ class Weighing(Protocol):
 
     def query(self, counts: Mapping[int, int], figures: Figures) -> dict[int, float]:
         """The vector of a query that has these terms, each in some item; terms that weigh nothing are left out."""
+
+
+class Described:
+    """A `Weighing` that is a frozen dataclass: kept as the JSON of its fields.
+
+    Attributes:
+        SYSTEM: whose it is, for errors.
+    """
+
+    SYSTEM: ClassVar[str]
+
+    def described(self) -> str:
+        """See `Weighing`."""
+        return json.dumps(asdict(self))  # type: ignore[call-overload]
+
+    @classmethod
+    def of(cls, described: str) -> Self:
+        """The one that was `described`.
+
+        Raises:
+            StoreError: it is the description of something else.
+        """
+        try:
+            return cls(**json.loads(described))
+        except (TypeError, ValueError) as error:
+            raise StoreError(
+                f"The store was weighed by `{described}`: no {cls.SYSTEM}.", f"Name a folder of {cls.SYSTEM}'s."
+            ) from error
 
 
 class Weighed(MilvusStore):

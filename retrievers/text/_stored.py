@@ -12,14 +12,16 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING, TypeVar
 
 from ...errors import BadInput
+from ..base import Hit, Query, Retriever, Route, StoreStats, Where
 from ..stores import lite
+from ..stores.lexicon import LEXICAL
 from ..stores.milvus import LITE, MilvusStore
 from ..stores.weighed import Weighed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..base import Query, Space
+    from ..base import Space
     from ..stores.weighed import Weighing
 
 S = TypeVar("S", bound=MilvusStore)
@@ -91,6 +93,30 @@ _temporaries = _Temporaries()
 def _remove(folder: Path) -> None:
     lite.close(folder / LITE)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+class ByWords(Retriever):
+    """A retriever that is one store's lexical route; what it adds, and how words weigh, its subclasses say.
+
+    Args:
+        store: opened on first use.
+    """
+
+    def __init__(self, store: MilvusStore) -> None:
+        self.store = store
+
+    def delete(self, where: Where) -> int:
+        return self.store.delete(where)
+
+    def search(self, query: Query, k: int, where: Where | None = None) -> list[Hit]:
+        return self.store.search([Route(LEXICAL, text=text_of(query))], k, where)
+
+    def stats(self) -> StoreStats:
+        return self.store.stats()
+
+    def save(self, folder: Path) -> None:
+        """Write items and counts into `folder`; a model is not saved."""
+        self.store.save(folder)
 
 
 def text_of(query: Query) -> str:

@@ -26,24 +26,23 @@ every item. `Formula(…, absent=True)` does so, to compare with them.
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from ... import progress
-from ...errors import BadInput, StoreError
-from ..base import Hit, Item, Query, Retriever, Route, StoreStats, Where
-from ..stores.lexicon import EMPTY, LEXICAL
-from ..stores.milvus import MilvusStore, batched
-from ..stores.weighed import Weighed
-from ._stored import BATCH, store_in, text_of, weighed_in
+from ...errors import BadInput
+from ..stores.lexicon import EMPTY
+from ..stores.milvus import batched
+from ..stores.weighed import Described, Weighed
+from ._stored import BATCH, ByWords, store_in, weighed_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from ...manifests.registry import Card
+    from ..base import Item
     from ..parts import Parts
     from ..stores.weighed import Figures
 
@@ -56,7 +55,7 @@ class _Variant(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Formula:
+class Formula(Described):
     """One BM25, as `weighed.Weighed` takes it.
 
     Attributes:
@@ -69,6 +68,8 @@ class Formula:
     Raises:
         BadInput: a value outside its range.
     """
+
+    SYSTEM: ClassVar[str] = "BM25"
 
     variant: str
     k1: float = 1.2
@@ -83,22 +84,6 @@ class Formula:
         for name, holds in right.items():
             if not holds:
                 raise BadInput(f"BM25 with {name} = `{getattr(self, name)}`.", "k1, delta: 0 or more; b: 0 to 1.")
-
-    def described(self) -> str:
-        """See `weighed.Weighing`."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def of(cls, described: str) -> Formula:
-        """The one that was `described`.
-
-        Raises:
-            StoreError: it is the description of something else.
-        """
-        try:
-            return cls(**json.loads(described))
-        except (TypeError, ValueError) as error:
-            raise StoreError(f"The store was weighed by `{described}`: no BM25.", "Name a folder of BM25's.") from error
 
     def item(self, counts: Mapping[int, int], figures: Figures) -> dict[int, float]:
         """See `weighed.Weighing`."""
@@ -136,15 +121,12 @@ class Formula:
         return {"bm25l": shifted, "bm25plus": self.delta}.get(self.variant, 0.0)
 
 
-class BM25(Retriever):
+class BM25(ByWords):
     """The lexical route of `store`.
 
     Args:
         store: opened on first use; its dense spaces, if it has any, stay empty.
     """
-
-    def __init__(self, store: MilvusStore) -> None:
-        self.store = store
 
     @classmethod
     def load(cls, card: Card, parts: Parts, folder: Path | None = None, formula: Formula | None = None) -> BM25:
@@ -166,18 +148,6 @@ class BM25(Retriever):
         for done, part in enumerate(batched(items, BATCH)):
             progress.step(done * BATCH, len(items), "passages")
             self.store.upsert(part, {})
-
-    def delete(self, where: Where) -> int:
-        return self.store.delete(where)
-
-    def search(self, query: Query, k: int, where: Where | None = None) -> list[Hit]:
-        return self.store.search([Route(LEXICAL, text=text_of(query))], k, where)
-
-    def stats(self) -> StoreStats:
-        return self.store.stats()
-
-    def save(self, folder: Path) -> None:
-        self.store.save(folder)
 
     @classmethod
     def open(cls, folder: Path) -> BM25:

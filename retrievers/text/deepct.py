@@ -22,16 +22,13 @@ were tuned: the defaults are the authors' for MS MARCO.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from ...errors import BadInput, StoreError, Unsupported
-from ..base import Hit, Item, Query, Retriever, Route, StoreStats, Where
 from ..searchable import searchable_text
-from ..stores.lexicon import LEXICAL
-from ..stores.weighed import Weighed
-from ._stored import text_of, weighed_in
+from ..stores.weighed import Described, Weighed
+from ._stored import ByWords, weighed_in
 from ._term_weights import TermWeights, counts
 from .bm25 import Formula
 
@@ -40,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ...manifests.registry import Card
+    from ..base import Item
     from ..parts import Parts
     from ..stores.milvus import MilvusStore
     from ..stores.weighed import Figures
@@ -50,7 +48,7 @@ N = 100
 
 
 @dataclass(frozen=True)
-class Rewriting:
+class Rewriting(Described):
     """How weights become counts, and how BM25 weighs these; as `weighed.Weighed` takes it.
 
     Attributes:
@@ -63,6 +61,8 @@ class Rewriting:
         BadInput: a value outside its range.
     """
 
+    SYSTEM: ClassVar[str] = "DeepCT"
+
     scale: int = N
     root: bool = False
     keep_all: bool = False
@@ -73,22 +73,6 @@ class Rewriting:
         if self.scale < 1:
             raise BadInput(f"Weights times `{self.scale}`.", "Multiply them by 1 or more.")
         self._formula()
-
-    def described(self) -> str:
-        """See `weighed.Weighing`."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def of(cls, described: str) -> Rewriting:
-        """The one that was `described`.
-
-        Raises:
-            StoreError: it is the description of something else.
-        """
-        try:
-            return cls(**json.loads(described))
-        except (TypeError, ValueError) as error:
-            raise StoreError(f"The store was weighed by `{described}`.", "Open it with its own retriever.") from error
 
     def counts(self, weights: Mapping[str, float]) -> dict[str, int]:
         """Term → TF, for terms of one passage with their weights."""
@@ -110,7 +94,7 @@ ROOT = Rewriting(root=True, k1=18.0, b=0.7)
 """The authors' other choice; without arguments a `Rewriting` is the first."""
 
 
-class DeepCT(Retriever):
+class DeepCT(ByWords):
     """BM25 over terms counted as often as they matter.
 
     Args:
@@ -120,6 +104,8 @@ class DeepCT(Retriever):
     Raises:
         StoreError: another store.
     """
+
+    store: Weighed
 
     def __init__(self, store: MilvusStore, weigher: TermWeights | None) -> None:
         if not (isinstance(store, Weighed) and isinstance(store.weighing, Rewriting)):
@@ -179,19 +165,6 @@ class DeepCT(Retriever):
             raise Unsupported("This DeepCT was opened without its model.", "Give `open` the model, or use `load`.")
         weights = self.weigher.weights([searchable_text(item) for item in items])
         self.store.add(items, [self.rewriting.counts(one) for one in weights])
-
-    def delete(self, where: Where) -> int:
-        return self.store.delete(where)
-
-    def search(self, query: Query, k: int, where: Where | None = None) -> list[Hit]:
-        return self.store.search([Route(LEXICAL, text=text_of(query))], k, where)
-
-    def stats(self) -> StoreStats:
-        return self.store.stats()
-
-    def save(self, folder: Path) -> None:
-        """Write items and counts into `folder`; the model is not saved."""
-        self.store.save(folder)
 
     @classmethod
     def open(cls, folder: Path, weigher: TermWeights | None = None) -> DeepCT:

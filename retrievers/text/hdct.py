@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from ...errors import BadInput, StoreError, Unsupported
 from ..base import Hit, Item, Query, Retriever, Route, Source, StoreStats, Where
@@ -65,6 +65,8 @@ class Aggregation(Rewriting):
     Raises:
         BadInput: a value outside its range.
     """
+
+    SYSTEM: ClassVar[str] = "HDCT"
 
     root: bool = True
     k1: float = 18.0

@@ -13,22 +13,20 @@ headings count as text. A term that no item has counts for nothing, not even in 
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from ...errors import BadInput, StoreError
-from ..base import Hit, Item, Query, Retriever, Route, StoreStats, Where
-from ..stores.lexicon import LEXICAL
-from ..stores.weighed import Weighed
-from ._stored import text_of, weighed_in
+from ..stores.weighed import Described, Weighed
+from ._stored import ByWords, weighed_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from ...manifests.registry import Card
+    from ..base import Item
     from ..parts import Parts
     from ..stores.milvus import MilvusStore
     from ..stores.weighed import Figures
@@ -37,7 +35,7 @@ IDFS = ("smooth", "plain", "none")
 
 
 @dataclass(frozen=True)
-class Scheme:
+class Scheme(Described):
     """How a term is weighed, as `weighed.Weighed` takes it.
 
     Attributes:
@@ -48,28 +46,14 @@ class Scheme:
         BadInput: another idf.
     """
 
+    SYSTEM: ClassVar[str] = "tf-idf"
+
     sublinear: bool = True
     idf: str = "smooth"
 
     def __post_init__(self) -> None:
         if self.idf not in IDFS:
             raise BadInput(f"There is no idf `{self.idf}`.", f"Choose one of {', '.join(IDFS)}.")
-
-    def described(self) -> str:
-        """See `weighed.Weighing`."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def of(cls, described: str) -> Scheme:
-        """The one that was `described`.
-
-        Raises:
-            StoreError: it is the description of something else.
-        """
-        try:
-            return cls(**json.loads(described))
-        except (TypeError, ValueError) as error:
-            raise StoreError(f"The store was weighed by `{described}`: no tf-idf.", "Name one of tf-idf's.") from error
 
     def item(self, counts: Mapping[int, int], figures: Figures) -> dict[int, float]:
         """See `weighed.Weighing`. Unit length."""
@@ -90,7 +74,7 @@ class Scheme:
         return often * self.rarity(figures.items, figures.frequencies[term])
 
 
-class TfIdf(Retriever):
+class TfIdf(ByWords):
     """The cosine of tf-idf.
 
     Args:
@@ -115,18 +99,6 @@ class TfIdf(Retriever):
 
     def add(self, items: Sequence[Item]) -> None:
         self.store.upsert(items, {})
-
-    def delete(self, where: Where) -> int:
-        return self.store.delete(where)
-
-    def search(self, query: Query, k: int, where: Where | None = None) -> list[Hit]:
-        return self.store.search([Route(LEXICAL, text=text_of(query))], k, where)
-
-    def stats(self) -> StoreStats:
-        return self.store.stats()
-
-    def save(self, folder: Path) -> None:
-        self.store.save(folder)
 
     @classmethod
     def open(cls, folder: Path) -> TfIdf:
