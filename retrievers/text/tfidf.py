@@ -81,6 +81,8 @@ class TfIdf(ByWords):
         store: weighed by a `Scheme`; opened on first use.
     """
 
+    store: Weighed
+
     def __init__(self, store: MilvusStore) -> None:
         if not (isinstance(store, Weighed) and isinstance(store.weighing, Scheme)):
             raise StoreError("The store is not weighed by tf-idf.", "Give a `Weighed` store with a `Scheme`.")
