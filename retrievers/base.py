@@ -161,23 +161,26 @@ class Encoder(ABC):
 
     Attributes:
         modalities: of the items that it encodes.
-        looks: whether it reads their media and not their text. Whoever calls it then gives it items and queries whose
+        looks: whether it reads their media and, unless it is mixed, not their text. Whoever calls it then gives it items and queries whose
             `media.uri` is a path on this machine.
+        mixed: whether one that looks reads text, too: items and queries of text, of media, or of both.
         many_languages: whether it is meant to compare texts of different languages.
     """
 
     space: Space
     modalities: tuple[Modality, ...] = MODALITIES
     looks: bool = False
+    mixed: bool = False
     many_languages: bool = False
 
     def encodes(self, item: Item) -> bool:
         """Whether `item` can have a vector."""
-        return item.modality in self.modalities and (item.media is not None or not self.looks)
+        return item.modality in self.modalities and (item.media is not None or not self.looks or self.mixed)
 
     def reads(self, query: Query) -> bool:
         """Whether vectors of such a query mean anything; an English encoder says False to a Chinese one."""
-        return (query.media if self.looks else query.text) is not None
+        read = (query.text, query.media) if self.mixed else (query.media if self.looks else query.text,)
+        return any(one is not None for one in read)
 
     @abstractmethod
     def encode(self, inputs: Sequence[Item] | Sequence[Query], side: Side) -> Any:

@@ -125,9 +125,11 @@ def rerank(
 @click.option("--max-tokens", "budgets", type=int, multiple=True, help="A budget in tokens; can be repeated.")
 @click.option("--rate", "rates", type=float, multiple=True, help="A share of the tokens to keep, 0 to 1; repeatable.")
 @click.option("--rerank", "reranker", metavar="ID", help="Put the contexts in this order first (default: as given).")
+@click.option("--name", default="", help="Added to the name of the result's file.")
+@click.option("--note", "notes", multiple=True, metavar="TEXT", help="Added to the result's notes; can be repeated.")
 def compress(
     run: Run, data: Path, refiners: tuple[str, ...], budgets: tuple[int, ...], rates: tuple[float, ...],
-    reranker: str | None, limit: int | None, seed: int, command: str,
+    reranker: str | None, name: str, notes: tuple[str, ...], limit: int | None, seed: int, command: str,
 ) -> Result:  # fmt: skip
     """What survives compression: answers, evidence, numbers, names. DATA is a JSONL file of questions with contexts."""
     from ..tools.evaluation import compress, datasets
@@ -138,7 +140,7 @@ def compress(
         raise BadInput(f"A budget of {[*budgets, *rates]} is out of range.", "Tokens from 1, rates above 0 up to 1.")
     return compress.evaluate(
         datasets.questions(data, limit=limit, seed=seed), refiners or (run.settings().refiner,), budgets=budgets,
-        rates=rates, reranker=reranker, settings=run.settings(), seed=seed, command=command,
+        rates=rates, reranker=reranker, settings=run.settings(), seed=seed, command=command, name=name, notes=notes,
     )  # fmt: skip
 
 

@@ -445,8 +445,10 @@ def test_peak_memory_sees_what_is_gone_by_the_end() -> None:
 
 def test_the_command_shows_what_survives(asked: Path, tmp_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     limited = [str(asked), "--limit", "1", "--seed", "1", "--json"]
-    assert cli.main(["eval", "compress", *limited, "--max-tokens", "40", "--rate", "0.3"]) == 0
+    named = ["--name", "small", "--note", "A loud machine."]
+    assert cli.main(["eval", "compress", *limited, "--max-tokens", "40", "--rate", "0.3", *named]) == 0
     told = json.loads(capsys.readouterr().out)
+    assert (told["name"].endswith("_small"), told["notes"][-1]) == (True, "A loud machine.")
     assert told["data"][0]["sizes"] == {"questions": 1, "contexts": 3}
     assert [arm["system"] for arm in told["arms"][:2]] == [NO_COMPRESSION, "llmlingua"]  # the profile's refiner
     assert {arm["metrics"]["over_budget"] for arm in told["arms"][1:]} == {0}

@@ -98,6 +98,8 @@ def evaluate(
     settings: Settings,
     seed: int,
     command: str,
+    name: str = "",
+    notes: Sequence[str] = (),
 ) -> Result:
     """Measure `refiners` and the baselines at every size.
 
@@ -107,6 +109,8 @@ def evaluate(
         rates: shares of a question's own tokens, above 0 up to 1.
         reranker: puts the contexts in its order first, the same for all arms, and gives the hits their scores; None
             leaves them as the data has them, all scored alike.
+        name: added to the result's own.
+        notes: added to the result's own.
 
     Raises:
         UnknownSystem: an id that no card has.
@@ -125,7 +129,7 @@ def evaluate(
         comparisons += against([whole, *same], same[0], COMPARED, seed)
         arms += same
     return Result(
-        name=file_name("compress", questions.info.name, *([reranker] if reranker else [])),
+        name=file_name("compress", questions.info.name, *filter(None, (reranker, name))),
         kind="compress",
         title=f"What survives compression: {questions.info.name}",
         command=command,
@@ -134,7 +138,7 @@ def evaluate(
         environment=environment(("llmlingua",), precision_of(settings)),
         arms=tuple(arms),
         comparisons=tuple(row for row in comparisons if row.n),
-        notes=tuple(_notes(settings, ordering, cases, left_out)),
+        notes=(*_notes(settings, ordering, cases, left_out), *notes),
     )
 
 

@@ -1,0 +1,129 @@
+"""How models of text and pictures are read from a folder that the user brought: transformers' own classes, every key
+accounted for, adapters merged, picture processors that need no torchvision."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ...errors import BadInput, MissingExtra, MissingWeights
+from ..loading import dtype, quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+ADAPTER = "adapter_config.json"
+
+
+def kind_of(folder: Path, *kinds: str) -> dict[str, Any]:
+    """`config.json` of a model of one of the architectures `kinds` (`model_type`).
+
+    Raises:
+        MissingWeights: it is not there, or no weights beside it.
+        BadInput: no JSON object, or of another architecture.
+    """
+    if not (folder / CONFIG).is_file() or not any((folder / name).is_file() for name in WEIGHTS):
+        missing = CONFIG if not (folder / CONFIG).is_file() else WEIGHTS[0]
+        raise MissingWeights(f"`{folder.name}` has no `{missing}`.", "Put the model's files there, as safetensors.")
+    try:
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+    except ValueError:
+        raise BadInput(f"`{folder.name}/{CONFIG}` is no JSON.", "Put the model's own file there.") from None
+    found = config.get("model_type") if isinstance(config, dict) else config
+    if found not in kinds:
+        raise BadInput(f"`{folder.name}` holds a model of type `{found}`.", f"Give one of type {' or '.join(kinds)}.")
+    return dict(config)
+
+
+def loaded(
+    model: Any,
+    folder: Path,
+    precision: str = "auto",
+    device: str = "cpu",
+    *,
+    renamed: Mapping[str, str] | None = None,
+    spare: Sequence[str] = (),
+) -> Any:
+    """A model of the transformers class `model` with the weights in `folder`, in evaluation mode; nothing is fetched,
+    no code of the folder is run.
+
+    Args:
+        renamed: regular expression of a key in the file → what stands there in the class.
+        spare: parts of keys that the file may have and the class does not need.
+
+    Raises:
+        BadInput: keys or shapes are not those of the class; names the first.
+    """
+    from safetensors import SafetensorError
+
+    with quiet():
+        try:
+            made, info = model.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=dtype(precision, device),
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                key_mapping=dict(renamed) if renamed else None,
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise BadInput(f"`{folder.name}` cannot be read: {_first(error)}.", "Put its files there again.") from error
+    wrong = {
+        "lacks": sorted(info["missing_keys"]),
+        "has an unknown": sorted(key for key in info["unexpected_keys"] if not any(part in key for part in spare)),
+        "has another shape of": sorted(str(one[0]) for one in info["mismatched_keys"]),
+    }
+    for what, keys in wrong.items():
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise BadInput(f"`{folder.name}` {what} `{keys[0]}`{more}.", "Give the weights of this architecture.")
+    return made.eval().to(device)
+
+
+def adapted(model: Any, folder: Path) -> Any:
+    """`model` with the low-rank adapter in `folder` merged into its weights.
+
+    Raises:
+        MissingExtra: peft is not installed.
+        BadInput: the adapter is of another model.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise MissingExtra("The package `peft` is not installed.", "Run `pip install 'triptych[train]'`.") from None
+    with quiet():
+        try:
+            found = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+        except (KeyError, RuntimeError, ValueError) as error:
+            fits = "Give the adapter of this model."
+            raise BadInput(f"The adapter in `{folder.name}` does not fit: {_first(error)}.", fits) from error
+    return found.merge_and_unload().eval()
+
+
+def processor(kind: Any, folder: Path) -> Any:
+    """The picture processor of the transformers class `kind` (one that ends in `Pil`), as the folder sets it.
+
+    Raises:
+        MissingWeights: the folder has no settings of one.
+        BadInput: they are of another class.
+    """
+    path = folder / PROCESSOR
+    if not path.is_file():
+        raise MissingWeights(f"`{folder.name}` has no `{PROCESSOR}`.", "Put the model's own file there.")
+    said = str(json.loads(path.read_text("utf-8")).get("image_processor_type", ""))
+    wanted = kind.__name__.removesuffix("Pil")
+    if said and said.removesuffix("Fast").removesuffix("Pil") != wanted:
+        raise BadInput(f"`{folder.name}` prepares pictures by `{said}`.", f"Give the files of a model with `{wanted}`.")
+    with quiet():
+        return kind.from_pretrained(folder, local_files_only=True)
+
+
+def _first(error: Exception) -> str:
+    """The first line of what it says, without paths."""
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return " ".join(word for word in line.split() if "/" not in word).rstrip(".")
