@@ -71,7 +71,8 @@ weights: $(VENV)/.installed-mcp
 bench: $(VENV)/.installed-bench
 	$(PULL)
 	$(PY) benchmarks/bench.py $(if $(filter-out 0,$(QUICK)),--quick) $(foreach group,$(ONLY),--only $(group)) \
-	  $(foreach folder,$(DATA),--data $(folder)) $(foreach file,$(QUESTIONS),--questions $(file))
+	  $(foreach folder,$(DATA),--data $(folder)) $(foreach file,$(QUESTIONS),--questions $(file)) \
+	  $(if $(TRAIN),--train $(TRAIN))
 
 # The experiment of one system: make prove ID=cpc. QUESTIONS names a question file, LIMIT how many of it; some want a
 # collection, DATA, or questions to learn from, TRAIN. FULL=1, where a system learns: the large run, for a GPU.

@@ -20,10 +20,10 @@ from .errors import BadInput
 QUALITIES = ("default", "high")
 _PATHS = ("home",)
 _FLAGS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-_SWITCHES = ("archives", "rerank_strict")
+_SWITCHES = ("archives", "encode_images", "rerank_strict")
 _INTEGERS = (
     *("max_tokens", "max_tokens_cap", "depth", "rerank_depth", "threads"),
-    *("lm_timeout", "lm_concurrency", "lm_rpm", "rerank_timeout"),
+    *("lm_timeout", "lm_concurrency", "lm_rpm", "rerank_timeout", "encode_dim"),
     *("call_rate", "calls_at_once", "call_timeout", "message_bytes", "result_chars", "image_bytes"),
 )
 
@@ -45,6 +45,11 @@ class Settings:
         lm_timeout: seconds that one attempt may take; a request with all its attempts takes at most three times that.
         lm_concurrency: requests under way at once.
         lm_rpm: requests begun in a minute, 0 for no limit.
+        encode_endpoint: `""`, or the address of an OpenAI-compatible endpoint (usually up to `/v1`) whose model
+            `encode_model` makes the vectors of the system `endpoint_encoder`; its key stands in the environment, as
+            `TRIPTYCH_ENCODE_KEY`. Timeout, concurrency and pace are those of `lm_*`.
+        encode_dim: how many numbers a vector there shall have; 0: as many as it gives.
+        encode_images: whether that model reads pictures, sent as vLLM's pooling models take them.
         pruning: how these decide about words: `"exact"` as published, `"fast"` an approximation.
         pruning_reach: what `llmlingua` prunes: `"edge"`, sentences at the edge of the budget, or `"all"`, the whole
             context, as published.
@@ -70,6 +75,7 @@ class Settings:
         quality: `"default"` keeps the latency bar, `"high"` takes the better and slower systems.
         precision: `"float32"`, `"bfloat16"`, `"int8"` (the text encoder; other models as in `"auto"`), or `"auto"`:
             each model in the fastest of these that it has and the processor computes in.
+        device: what models compute on, `"cpu"` or `"cuda"` (a graphics card).
         threads: how many threads models compute with, 0 for torch's own choice.
         call_rate: calls that one client of the MCP server may make in a minute, a tenth of them at once; 0 for no
             limit.
@@ -95,6 +101,10 @@ class Settings:
     lm_timeout: int = 60
     lm_concurrency: int = 4
     lm_rpm: int = 0
+    encode_endpoint: str = ""
+    encode_model: str = ""
+    encode_dim: int = 0
+    encode_images: bool = False
     pruning: str = "exact"
     pruning_reach: str = "edge"
     speech: str = "moonshine_tiny_en"
@@ -114,6 +124,7 @@ class Settings:
     protect: str = ""
     quality: str = "default"
     precision: str = "auto"
+    device: str = "cpu"
     threads: int = 0
     call_rate: int = 600
     calls_at_once: int = 32

@@ -1,6 +1,7 @@
 """Rivals side by side: every group of `benchmarks/groups`, same data, same machine, same run.
 
-    python benchmarks/bench.py [--only GROUP]… [--data FOLDER]… [--questions FILE]… [--quick] [--fresh] [--seed 0]
+    python benchmarks/bench.py [--only GROUP]… [--data FOLDER]… [--questions FILE]… [--train FILE]
+                               [--quick] [--fresh] [--seed 0]
 
 A full run writes `benchmarks/results/bench_GROUP.json`; a quick one, which ends within five minutes, writes into the
 cache instead. Each group is a list of cells (see `cells`); what was measured before is used again unless `--fresh`.
@@ -15,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -73,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write(f"{report.markdown(found)}\n")
             sys.stdout.flush()
             tell(f"{name}: written to {path.parent.name}/{path.name}")
-            for plot in plots.draw(found, asked.plan.cache / "plots"):
-                tell(f"{name}: drawn in plots/{plot.name}")
+            for plot in [*plots.draw(found, asked.plan.cache / "plots"), *drawn(name, found, asked.out)]:
+                tell(f"{name}: drawn in {plot.parent.name}/{plot.name}")
     except TriptychError as error:
         tell(str(error))
         return error.exit_code
@@ -107,6 +108,12 @@ def load(name: str) -> Group:
     return cast("Group", importlib.import_module(f"groups.{name}"))
 
 
+def drawn(name: str, found: Result, folder: Path) -> list[Path]:
+    """The group's own plots of its result, in `folder`: of a group with a function `draw(found, folder)`."""
+    draw: Callable[[Result, Path], list[Path]] = getattr(load(name), "draw", lambda found, folder: [])
+    return draw(found, folder)
+
+
 def names() -> list[str]:
     """All groups, by their files."""
     return sorted(path.stem for path in GROUPS.glob("*.py") if not path.stem.startswith("_"))
@@ -130,6 +137,7 @@ def parsed(arguments: Sequence[str] | None = None) -> Asked:
     parser.add_argument("--only", action="append", default=[], metavar="GROUP", help=f"one of: {', '.join(names())}")
     parser.add_argument("--data", action="append", default=[], type=Path, metavar="FOLDER")
     parser.add_argument("--questions", action="append", default=[], type=Path, metavar="FILE")
+    parser.add_argument("--train", type=Path, metavar="FILE", help="questions with passages, for what learns")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where results go instead")
     parser.add_argument("--fresh", action="store_true", help="measure again what was measured before")
     parser.add_argument("--seed", type=int, default=0)
@@ -143,9 +151,12 @@ def parsed(arguments: Sequence[str] | None = None) -> Asked:
         home=Path(os.environ.get("TRIPTYCH_HOME") or HERE.parent / ".triptych").resolve(),
         cache=CACHE,
         seed=given.seed,
+        train=given.train.resolve() if given.train else None,
     )
     for path in plan.questions:
         datasets.questions(path)
+    if plan.train is not None and not plan.train.is_file():
+        raise BadInput(f"There is no file `{plan.train.name}`.", "Give a JSONL file of questions with passages.")
     out = given.out or (CACHE / "quick" if plan.quick else RESULTS)
     return Asked(tuple(given.only or names()), given.fresh, command(given), out, plan)
 
@@ -170,6 +181,7 @@ def command(given: argparse.Namespace) -> str:
     words = ["python benchmarks/bench.py", *(["--quick"] if given.quick else [])]
     words += [f"--only {name}" for name in given.only]
     words += [f"--data {path.name}" for path in given.data] + [f"--questions {path.name}" for path in given.questions]
+    words += [f"--train {given.train.parent.name}/{given.train.name}"] if given.train else []
     return " ".join([*words, *([f"--seed {given.seed}"] if given.seed else [])])
 
 

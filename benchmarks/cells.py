@@ -78,6 +78,7 @@ class Plan:
         questions: question files.
         home: a `TRIPTYCH_HOME` with pulled weights.
         cache: the folder for everything that can be made again.
+        train: a file of questions with passages to learn from; None for the first of `questions`.
     """
 
     quick: bool
@@ -86,6 +87,7 @@ class Plan:
     home: Path
     cache: Path
     seed: int = 0
+    train: Path | None = None
 
 
 def text_collections(plan: Plan, limit: int | None = None) -> list[datasets.Collection]:

@@ -144,6 +144,7 @@ ELSEWHERE = (
     "bench_store",
     "bench_embedding",
     "bench_rerank_speed",
+    "bench_text_systems",
     "bench_fuzz_mcp",
     "bench_soak_mcp",
 )
@@ -201,6 +202,13 @@ VIEWS = {
         View(
             "Embedding on the processor, ours and sentence-transformers",
             ("texts_per_s", "ratio", "cosine_min", "query_ms_p50"),
+        ),
+    ),
+    "bench_text_systems": (
+        View(
+            "Text systems together",
+            ("nDCG@10", "recall@100", "cpu_ms_p50", "bytes_per_passage", "index_cpu_s", "train_cpu_minutes"),
+            tested="nDCG@10",
         ),
     ),
     "retrieval": (View("Search", RANKED, tested="nDCG@10"),),

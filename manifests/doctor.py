@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..errors import BadInput, Unsupported
 from . import weights
 from .plugins import plugins
 from .registry import EXTRAS, cards
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 Status = Literal["ok", "optional", "missing", "stale", "damaged"]
+DEVICES = ("cpu", "cuda")
 _ROOMY = 1_000_000_000
+_WITHOUT = "Use the profile `embedded` or `standard`, or let an endpoint encode (`encode_endpoint`)."
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,45 @@ def _machine(settings: Settings) -> Iterator[Check]:
     yield _space(standing)
     fast = computes_bfloat16()
     yield Check("processor", "ok", "computes in bfloat16" if fast else "no bfloat16: models run in float32, slower")
+    if settings.device != "cpu":
+        yield _graphics(settings)
+
+
+def _graphics(settings: Settings) -> Check:
+    """Whether the card has the memory that the profile's systems want."""
+    known = cards()
+    named = dict.fromkeys((*weights.stages(settings).values(), *settings.further))
+    wanted = {name: known[name].memory_gb for name in named if name in known and known[name].memory_gb}
+    need = f"{' and '.join(wanted)} want {sum(wanted.values()):.1f} GB" if wanted else "no system wants much"
+    has = graphics_gb()
+    if has <= 0:
+        return Check("graphics card", "missing", f"none that torch can use; {need}", _WITHOUT)
+    if has < sum(wanted.values()):
+        return Check("graphics card", "missing", f"{has:.1f} GB; {need}", _WITHOUT)
+    return Check("graphics card", "ok", f"{has:.1f} GB; {need}")
+
+
+def graphics_gb() -> float:
+    """The memory of the graphics card that torch would use, in GB; 0 for none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0.0
+    return float(torch.cuda.get_device_properties(0).total_memory) / 1e9
+
+
+def require(device: str, profile: str) -> None:
+    """That models can compute on `device`.
+
+    Raises:
+        BadInput: no such device is known.
+        Unsupported: this machine has none.
+    """
+    if device not in DEVICES:
+        raise BadInput(f"Setting `device` is `{device}`.", f"Use one of: {', '.join(DEVICES)}.")
+    if device == "cuda" and graphics_gb() <= 0:
+        hint = f"See `triptych doctor --profile {profile}`, or use another profile or TRIPTYCH_DEVICE=cpu."
+        raise Unsupported(f"The profile `{profile}` computes on `cuda`, and torch finds no graphics card.", hint)
 
 
 def _space(folder: Path) -> Check:
@@ -158,13 +200,15 @@ def _weights(settings: Settings, full: bool) -> Iterator[Check]:
 
 def _given(settings: Settings) -> Iterator[Check]:
     """Weights that no package carries and that the user puts into the home folder."""
-    for role, stage in weights.stages(settings).items():
+    named = [*weights.stages(settings).items(), *(("retriever", name) for name in settings.further)]
+    for role, stage in named:
         card = cards()[stage]
         if card.role != role or card.weights or not card.checkpoints:
             continue
         if (settings.weights / card.id).is_dir():
             yield Check(f"weights {card.id}", "ok", "in the home folder")
         else:
-            names = " or ".join(f"`{point['name']}`" for point in card.checkpoints if point["native"])
+            fitting = [point for point in card.checkpoints if point["native"]] or card.checkpoints
+            names = " or ".join(f"`{point['name']}`" for point in fitting)
             mend = f"Put the files of {names} into `weights/{card.id}` of the home folder."
             yield Check(f"weights {card.id}", "missing", "not pulled: no package carries them", mend)

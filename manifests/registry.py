@@ -38,6 +38,8 @@ class Card:
         builds_on: ids of systems whose code it may import.
         evidence: a path under `benchmarks/results/`, or `pending`.
         result: that file's finding in one line.
+        memory_gb: of its smallest checkpoint in bfloat16, for systems that are meant for a graphics card; 0: any machine
+            will do.
     """
 
     id: str
@@ -57,6 +59,7 @@ class Card:
     weights: tuple[str, ...] = ()
     builds_on: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
+    memory_gb: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Every field, JSON-serialisable."""

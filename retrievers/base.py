@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from ..settings import Settings
     from .filters import Filter
 
 Modality = Literal["text", "page", "image", "audio", "video"]
 MODALITIES: tuple[Modality, ...] = ("text", "page", "image", "audio", "video")
 Side = Literal["query", "document"]
 Box = tuple[float, float, float, float]
+PDF = "application/pdf"
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,11 @@ class Encoder(ABC):
 
     Attributes:
         modalities: of the items that it encodes.
-        looks: whether it reads their media and, unless it is mixed, not their text. Whoever calls it then gives it items and queries whose
-            `media.uri` is a path on this machine.
+        looks: whether it reads their media and, unless it is mixed, not their text. Whoever calls it then gives it
+            items and queries whose `media.uri` is a path on this machine.
         mixed: whether one that looks reads text, too: items and queries of text, of media, or of both.
+        pages: whether one that looks reads every page of a document once, whatever its passages are: the first of these
+            stands for it.
         many_languages: whether it is meant to compare texts of different languages.
     """
 
@@ -171,16 +175,24 @@ class Encoder(ABC):
     modalities: tuple[Modality, ...] = MODALITIES
     looks: bool = False
     mixed: bool = False
+    pages: bool = False
     many_languages: bool = False
 
     def encodes(self, item: Item) -> bool:
         """Whether `item` can have a vector."""
+        if self.pages and item.media is not None and item.media.mime == PDF:
+            return item.source.start == 0 and item.modality in ("page", "text")
         return item.modality in self.modalities and (item.media is not None or not self.looks or self.mixed)
 
     def reads(self, query: Query) -> bool:
         """Whether vectors of such a query mean anything; an English encoder says False to a Chinese one."""
         read = (query.text, query.media) if self.mixed else (query.media if self.looks else query.text,)
         return any(one is not None for one in read)
+
+    @classmethod
+    def mark(cls, settings: Settings) -> str:
+        """What in the settings decides its vectors beside its weights: vectors made under another are stale."""
+        return ""
 
     @abstractmethod
     def encode(self, inputs: Sequence[Item] | Sequence[Query], side: Side) -> Any:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .stores.vectors import VectorStore
 
 log = logging.getLogger(__name__)
+UNREADABLE = (UnreadableFile, NotFound, BadInput)
+"""What an encoder raises for a picture that it cannot read."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,19 @@ class Further:
     def _encoded(self, items: Sequence[Item]) -> tuple[list[Item], Any]:
         if not self.encoder.looks:
             return list(items), self.encoder.encode(items, "document")
+        try:
+            return list(items), self.encoder.encode([self._with_path(item) for item in items], "document")
+        except UNREADABLE:
+            return self._encoded_one_by_one(items)
+
+    def _encoded_one_by_one(self, items: Sequence[Item]) -> tuple[list[Item], list[Any]]:
+        """Without those that cannot be read: a batch does not say which of it these are."""
         kept, vectors = [], []
         for item in items:
             try:
                 vectors += list(self.encoder.encode([self._with_path(item)], "document"))
                 kept.append(item)
-            except (UnreadableFile, NotFound, BadInput) as error:
+            except UNREADABLE as error:
                 log.warning("no vector of %s: %s", item.source.uri, error.message)
         return kept, vectors
 

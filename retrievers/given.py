@@ -25,7 +25,8 @@ def given_folder(card: Card, settings: Settings, *files: str, hint: str = "") ->
     folder = settings.weights / card.id
     for file in files:
         if not (folder / file).is_file():
-            known = " or ".join(f"`{point['name']}`" for point in card.checkpoints)
+            names = [point["name"] for point in card.checkpoints if "not loadable" not in point["name"]]
+            known = " or ".join(f"`{name}`" for name in names) or "such a model"
             by_hand = f"Put the files of {known} into `weights/{card.id}` of the home folder (`TRIPTYCH_HOME`)."
             raise MissingWeights(f"`{card.id}` has no `{file}`.", hint or by_hand)
     return folder

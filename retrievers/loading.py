@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import BadInput, Unsupported
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 # Read when torch is first imported. Threads that spin while they wait starve each other on a busy machine: a rerank
@@ -162,3 +163,16 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 def encodable(text: str) -> str:
     """`text` with lone surrogates, which no tokenizer accepts, as question marks: the same length, so offsets hold."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def finite(vectors: np.ndarray) -> np.ndarray:
+    """`vectors` of a model, whatever their shape.
+
+    Raises:
+        BadInput: one of them has NaN or infinity.
+    """
+    import numpy as np
+
+    if not np.isfinite(vectors).all():
+        raise BadInput("The model gave a vector with `nan` or `inf`.", "Its weights are damaged: put them here again.")
+    return vectors

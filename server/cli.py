@@ -203,6 +203,23 @@ def view(run: Run, id: str, out: Path | None, max_edge: int, max_tokens: int | N
     run.out.show(shown, lambda to: render.viewed(to, result, str(file)))
 
 
+@command("explain")
+@click.argument("id")
+@click.argument("query")
+@click.option("--token", type=int, metavar="N", help="One token of the query, from 0 (default: the mean of all).")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write the picture (default: ID.map.png).")
+def explain(run: Run, id: str, query: str, token: int | None, out: Path | None) -> None:
+    """Where on the page behind a passage id the words of QUERY are found, by the retriever `colpali`."""
+    from . import render
+    from .output import saved
+
+    with run.out.working(), run.open() as library:
+        result = library.explain(id, query, token)
+        file = saved(result.image, out or Path(f"{id}.map.png"))
+    shown = {**result.model_dump(mode="json", exclude={"image"}), "file": str(file)}
+    run.out.show(shown, lambda to: render.explained(to, result, str(file)))
+
+
 def _content(result: ViewOut) -> bytes:
     """The picture, else the sound."""
     if not result.image and not result.sound:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         DeleteOut,
         DroppedOut,
         Evidence,
+        ExplainOut,
         FetchOut,
         FileProblem,
         HitOut,
@@ -77,6 +78,15 @@ def viewed(to: Console, result: ViewOut, file: str) -> None:
     if not result.image:
         size, cost = f"{result.seconds:,} s, {result.mime}", f"{result.sound_tokens:,} tokens"
     to.print(f"{file}: {size}, {cost}")
+
+
+def explained(to: Console, result: ExplainOut, file: str) -> None:
+    """`explain`."""
+    to.print(_seen(f"{file}: where `{result.query}` is found"), style="bold")
+    for place, (token, similarity, (x, y)) in enumerate(
+        zip(result.tokens, result.similarities, result.peaks, strict=True)
+    ):
+        to.print(_seen(f"{place:>3} {token!r}: {similarity:.3f} at {x:.0%} from the left, {y:.0%} from the top"))
 
 
 def indexed(to: Console, result: IndexOut) -> None:

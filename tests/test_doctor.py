@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from triptych import Settings
+from triptych.errors import BadInput, Unsupported
 from triptych.manifests import doctor, weights
+from triptych.tools.stages import Stages
 
 
 def named(report: doctor.Report) -> dict[str, doctor.Check]:
@@ -115,3 +117,29 @@ def test_little_space_is_a_warning(weights_home: Path, quick: None, monkeypatch:
 def test_a_python_without_pip_cannot_pull(weights_home: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     assert named(doctor.examine(Settings.load(home=weights_home)))["pip"].mend == "python -m ensurepip"
+
+
+def test_a_profile_for_a_graphics_card_says_what_it_needs_and_what_is_there(
+    bare_home: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings.load("mllm")
+    for has, status in ((0.0, "missing"), (2.0, "missing"), (80.0, "ok")):
+        monkeypatch.setattr(doctor, "graphics_gb", lambda has=has: has)
+        found = named(doctor.examine(settings))
+        card = found["graphics card"]
+        assert (card.status, "gme want" in card.detail) == (status, True)
+        assert (card.mend == "") == (status == "ok")
+    assert "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct" in found["weights gme"].mend
+    assert "graphics card" not in named(doctor.examine(Settings.load()))
+
+
+def test_a_machine_without_a_graphics_card_says_so_when_it_is_asked_for_one(
+    bare_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "graphics_gb", lambda: 0.0)
+    with pytest.raises(Unsupported, match="finds no graphics card") as error:
+        Stages(Settings.load("mllm")).reranker()
+    assert "triptych doctor --profile mllm" in error.value.hint
+    with pytest.raises(BadInput, match="`device` is `tpu`"):
+        Stages(Settings.load(device="tpu")).reranker()
+    assert Stages(Settings.load("mllm", device="cpu")).device == "cpu"

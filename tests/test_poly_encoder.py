@@ -21,11 +21,12 @@ from triptych import progress
 from triptych.errors import BadInput, Cancelled, MissingWeights, StoreError
 from triptych.manifests.registry import card
 from triptych.retrievers.base import Item, Query, Source, Space, Where
+from triptych.retrievers.fitting import CHECKPOINTS
 from triptych.retrievers.searchable import searchable_text
 from triptych.retrievers.stores.vectors import VectorStore
 from triptych.retrievers.text import poly_encoder as module
 from triptych.retrievers.text._poly_network import SHAPE, PolyNetwork, read, write
-from triptych.retrievers.text._poly_training import CHECKPOINTS, Collator
+from triptych.retrievers.text._poly_training import Collator
 from triptych.retrievers.text.poly_encoder import Example, Fitting, PolyEncoder, Shape, poly_scores
 
 WORDS = ("owl", "barn", "ferry", "noon", "hotel", "desk", "fox", "moon", "rain", "salt")

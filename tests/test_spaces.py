@@ -16,6 +16,7 @@ from triptych.retrievers.further import Further
 from triptych.retrievers.stores.milvus import MilvusStore
 from triptych.retrievers.stores.vectors import VectorStore
 from triptych.retrievers.text.hybrid import Hybrid, RandomTerms
+from triptych.tools import given as identity
 from triptych.tools import spaces as module
 from triptych.tools.collection import Collection
 from triptych.tools.stages import Stages
@@ -32,8 +33,10 @@ class Colours(Encoder):
 
     def __init__(self) -> None:
         self.seen: list[str] = []
+        self.batches: list[int] = []
 
     def encode(self, inputs: Sequence[Item] | Sequence[Query], side: Side) -> np.ndarray:
+        self.batches.append(len(inputs))
         return np.array([self._one(given.media) for given in inputs], np.float32).reshape(-1, 3)
 
     def _one(self, media: MediaRef | None) -> tuple[float, float, float]:
@@ -148,12 +151,27 @@ def test_what_goes_takes_its_vectors_along(hybrid: Hybrid, pictures: list[Item])
 
 
 def test_a_picture_that_is_gone_has_no_vector_and_stops_nothing(
-    hybrid: Hybrid, pictures: list[Item], tmp_path: Path
+    hybrid: Hybrid, pictures: list[Item], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "green").unlink()
     hybrid.add(pictures)
     assert hybrid.further[0].vectors.ids() == ["blue.png", "red.png", "rust.png"]
     assert hybrid.store.count() == 4
+    assert [record.getMessage() for record in caplog.records] == ["no vector of root/green.png: `green` is gone."]
+
+
+def test_pictures_are_read_together_and_one_by_one_only_after_a_broken_one(
+    hybrid: Hybrid, pictures: list[Item], tmp_path: Path
+) -> None:
+    colours = hybrid.further[0].encoder
+    assert isinstance(colours, Colours)
+    hybrid.add(pictures)
+    assert colours.batches == [4]
+    (tmp_path / "green").unlink()
+    hybrid.add(pictures)
+    assert colours.batches == [4, 4, 1, 1, 1, 1]
+    asked = Query(media=MediaRef(str(tmp_path / "red"), "image/png"))
+    assert ids(hybrid.search(asked, 2)) == ["red.png", "rust.png"]
 
 
 class Own(Letters):
@@ -199,8 +217,10 @@ def stages(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
     def card(name: str, role: str | None = None) -> Any:
         return DigitsCard() if name == "digits" else real(name, role)
 
-    monkeypatch.setattr(module, "card", card)
-    monkeypatch.setattr(module, "hash_of", lambda name: marks[name])
+    for place in (module, identity):
+        monkeypatch.setattr(place, "card", card)
+    known = identity.hash_of
+    monkeypatch.setattr(identity, "hash_of", lambda name: marks[name] if name in marks else known(name))
     marks["digits"] = "1"
     return Scripted(Settings.load(spaces="digits"))
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from triptych import progress
 from triptych.errors import BadInput, Cancelled
 from triptych.retrievers.base import Item, Query, Source
+from triptych.retrievers.fitting import in_batch_nll
 from triptych.retrievers.text._towers import padded, vectors_of
 from triptych.retrievers.text._training import (
     Fitting,
@@ -26,7 +27,6 @@ from triptych.retrievers.text._training import (
     _Draws,
     batch_of,
     fit,
-    in_batch_nll,
     mined,
     nearest,
     pair_nll,

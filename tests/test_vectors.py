@@ -49,8 +49,12 @@ def _similarity(left: np.ndarray, right: np.ndarray, metric: str) -> float:
     return float(left @ right) / scale
 
 
+@pytest.mark.parametrize("held", [0, 2**20])
 @pytest.mark.parametrize("space", [TOKENS, COSINE])
-def test_max_sim_finds_what_an_oracle_finds(folder: Path, space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_sim_finds_what_an_oracle_finds(
+    folder: Path, space: Space, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HELD_BYTES", held)
     monkeypatch.setattr(module, "_FIRST_LIST", 4)  # so that lists have to grow
     given = tokens(60)
     store = VectorStore(folder, space)
@@ -64,7 +68,9 @@ def test_max_sim_finds_what_an_oracle_finds(folder: Path, space: Space, monkeypa
     store.close()
 
 
-def test_max_sim_under_a_filter(folder: Path) -> None:
+@pytest.mark.parametrize("held", [0, 2**20])
+def test_max_sim_under_a_filter(folder: Path, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HELD_BYTES", held)
     given = tokens(40, seed=3)
     store = VectorStore(folder, TOKENS)
     store.upsert([item(n) for n in range(40)], given)
@@ -76,6 +82,7 @@ def test_max_sim_under_a_filter(folder: Path) -> None:
 
 
 def test_fewer_candidates_than_items_still_give_k(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HELD_BYTES", 0)
     monkeypatch.setattr(module, "_FIRST_LIST", 4)
     monkeypatch.setattr(module, "MOST_CANDIDATES", 5)
     store = VectorStore(folder, TOKENS)
@@ -83,6 +90,29 @@ def test_fewer_candidates_than_items_still_give_k(folder: Path, monkeypatch: pyt
     query = np.ones((2, 5), np.float32)
     assert len(store.search(query, 3)) == 3
     assert store.search(query, 3)[0] == pytest.approx(store.search(query, 50)[0])
+    store.close()
+
+
+def test_what_is_held_follows_every_write(folder: Path) -> None:
+    given = {f"i{n:03}": rows for n, rows in enumerate(tokens(12))}
+    store = VectorStore(folder, TOKENS)
+    store.upsert([item(n) for n in range(8)], list(given.values())[:8])
+    query = np.random.default_rng(7).normal(size=(3, 5)).astype(np.float32)
+
+    def found() -> list[str]:
+        return [id_ for id_, _ in store.search(query, 20)]
+
+    assert found() == found() == oracle(query, dict(list(given.items())[:8]), 20, "ip")
+    store.search(query, 20, Where(ids=("i001",)))
+    store.upsert([item(n) for n in range(8, 12)], list(given.values())[8:])
+    assert found() == oracle(query, given, 20, "ip")
+    store.delete(Where(ids=("i003", "i009")))
+    assert found() == oracle(query, {k: v for k, v in given.items() if k not in ("i003", "i009")}, 20, "ip")
+    turned = -given["i000"]
+    store.upsert([item(0)], [turned])
+    assert dict(store.search(query, 20))["i000"] == pytest.approx(max_sim(query, turned, "ip"), abs=1e-4)
+    store.erase()
+    assert found() == []
     store.close()
 
 

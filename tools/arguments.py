@@ -82,7 +82,7 @@ class SearchArguments(Arguments):
     uri_prefix: Under | None = None
     modality: Kind | None = None
     where: Annotated[dict[str, Any], Field(description="As for `retrieve`.")] | None = None
-    like: Annotated[str, Field(description="Id of a picture: find similar ones.")] | None = None
+    like: Annotated[str, Field(description="Id or uri of a picture: find similar ones.")] | None = None
 
 
 class RerankArguments(Arguments):
@@ -317,14 +317,6 @@ def expected(field: Mapping[str, Any]) -> str:
             return f"a list of {low} values"
         return f"a list{_of(reach, 'values')}"
     return {"boolean": "true or false", "object": "an object"}.get(str(kind), "a value of the documented type")
-
-
-def _reach(low: int | None, high: int | None) -> str:
-    if low is not None and high is not None:
-        return f" from {low:,} to {high:,}"
-    if low is not None:
-        return f" of at least {low:,}"
-    return f" of at most {high:,}" if high is not None else ""
 
 
 def _of(reach: str, unit: str) -> str:

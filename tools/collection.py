@@ -16,7 +16,6 @@ from filelock import FileLock, Timeout
 
 from ..errors import BadInput, NotFound, StoreError
 from ..manifests.registry import card
-from ..manifests.weights import hash_of
 from ..retrievers.base import Query, Where
 from ..retrievers.readers.base import Limits
 from ..retrievers.readers.detect import archive_of
@@ -24,6 +23,7 @@ from ..retrievers.stores.lexicon import LEXICAL
 from .attached import Attached
 from .catalog import FILE, Catalog, FileRow
 from .checking import verified
+from .given import mark_of
 from .indexing import ARCHIVES, Indexing
 from .mending import Mending
 from .operations import Clock
@@ -34,7 +34,7 @@ from .spaces import FACT as SPACES
 from .writing import LOCK, clear_leftovers, delete_passages, writing
 
 if TYPE_CHECKING:
-    from ..retrievers.base import Encoder, Hit, Item, MediaRef
+    from ..retrievers.base import Encoder, Hit, Item, MediaRef, Space
     from ..retrievers.stores.milvus import MilvusStore
     from ..retrievers.text.hybrid import Hybrid
     from .stages import Stages
@@ -64,6 +64,11 @@ class Collection:
         self._lock = RLock()
         self._lost: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """That of its folder."""
+        return self._folder.name
+
     @classmethod
     def open(cls, folder: Path, stages: Stages, *, rebuild: bool = False) -> Collection:
         """Open (or make) the library in `folder`, clear what a crash left, and count.
@@ -80,11 +85,10 @@ class Collection:
         try:
             if not rebuild:
                 _check_encoder(catalog, stages, folder.name)
-            space = card(stages.settings.encoder, "retriever").resolve().space
             settings = stages.settings
             store = MilvusStore(
                 folder,
-                [space],
+                [_space(stages)],
                 settings.store_uri,
                 token=settings.store_token,
                 shared=settings.store_collection,
@@ -196,8 +200,11 @@ class Collection:
         """The file that `uri` means."""
         return Roots(self._catalog.roots()).path_of(uri)
 
-    def looks(self) -> bool:
-        """Whether it can be asked with a picture."""
+    def looks(self, retriever: str | None = None) -> bool:
+        """Whether it can be asked with a picture: its own search, or one of its retrievers."""
+        if retriever is not None and retriever in self.spaces.marks():
+            found = self._stages.further(retriever, required=True)
+            return found is not None and found.looks
         return any(one.encoder.looks for one in self.retriever().further)
 
     def located(self, media: MediaRef) -> MediaRef:
@@ -386,8 +393,23 @@ def _problem(row: FileRow) -> FileProblem:
 def _encoder_mark(stages: Stages) -> str:
     """The encoder's id and the hash of its weights: equal marks mean comparable vectors."""
     wanted = stages.settings.encoder
-    hashes = ",".join(hash_of(name) for name in card(wanted, "retriever").weights)
-    return f"{wanted} {hashes}"
+    return f"{wanted} {mark_of(wanted, stages.settings)}"
+
+
+def _space(stages: Stages) -> Space:
+    """Of the profile's encoder: weights that the user brought, and endpoints, decide themselves how long vectors are.
+
+    Raises:
+        MissingWeights: only they know, and they are not here.
+        BadInput: it looks at pictures.
+    """
+    system = card(stages.settings.encoder, "retriever")
+    encoder = system.resolve() if system.weights else stages.encoder()
+    if encoder.looks:
+        hint = f"Name it in the setting `spaces`, or ask for it: `triptych index PATH --retriever {system.id}`."
+        raise BadInput(f"The encoder `{system.id}` looks at pictures, and a library's own reads text.", hint)
+    space: Space = encoder.space
+    return space
 
 
 def _check_encoder(catalog: Catalog, stages: Stages, name: str) -> None:

@@ -5,11 +5,27 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..manifests.registry import card
+from ..manifests.weights import hash_of
+from ..retrievers.base import Encoder
 from .indexing import sha256
+
+if TYPE_CHECKING:
+    from ..settings import Settings
 
 LEFT_OUT = "checkpoint-"
 """How the names of folders begin that a training run keeps to go on from; no `load` reads them."""
+
+
+def mark_of(name: str, settings: Settings) -> str:
+    """What decides the vectors of the retriever `name` today: the hash of its weights, those of a table or those that
+    the user brought, and what else it stands on."""
+    system = card(name, "retriever")
+    told = ",".join(map(hash_of, system.weights)) or given_hash(settings.weights / name)
+    kind = system.resolve()
+    return told or (kind.mark(settings) if issubclass(kind, Encoder) else "")
 
 
 def given_hash(folder: Path) -> str:

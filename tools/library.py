@@ -11,28 +11,31 @@ writing takes the library's write lock, and a second writer waits.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadInput, NotFound, StaleId, Unsupported
+from ..errors import BadInput, NotFound, Unsupported
 from ..refiners.base import Budget
 from ..refiners.protected import checked_patterns
 from ..refiners.tokens import TOKENIZERS
-from ..retrievers.base import Hit, Item, MediaRef, Query, Where
+from ..retrievers.base import Hit, MediaRef, Query, Where
 from ..settings import Settings
 from . import operations as op
+from .explaining import explained
 from .image_cost import formula_of
 from .listening import heard_of
+from .lookup import MAX_CANDIDATES, candidates_of, item_of, looked_at
 from .ranking import Ranked, limits_of, ranked
-from .results import given_item, id_of, metadata_of, rerank_out
+from .results import id_of, metadata_of, rerank_out
 from .roots import existing
 from .schemas import (
     CompressOut,
     DeleteOut,
     Evidence,
+    ExplainOut,
     FetchOut,
     Given,
     IndexOut,
@@ -56,8 +59,9 @@ if TYPE_CHECKING:
     from ..refiners.base import Render
     from .collection import Collection
 
+__all__ = ["MAX_CANDIDATES", "NAME", "Triptych", "libraries"]
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-MAX_CANDIDATES = 1000
 
 
 class Triptych:
@@ -237,8 +241,9 @@ class Triptych:
 
         Args:
             where: see `retrieve`.
-            like: the id of a passage with a picture, or the path of a picture: finds what looks like it, with a `query`
-                or without one. The passage itself is left out.
+            like: the id of a passage with a picture, or its `triptych://` address; the uri of a picture below the
+                library's folders; or the path of a picture: finds what looks like it, with a `query` or without one.
+                The passage itself is left out.
             retriever: see `retrieve`; the scores are its own.
 
         Raises:
@@ -248,7 +253,7 @@ class Triptych:
         """
         text = op.checked_query(query) if query is not None or like is None else None
         top, collection, clock = op.checked_k(k), self._open(), op.Clock()
-        asked = Query(text=text, media=None if like is None else self._looked_at(like))
+        asked = Query(text=text, media=None if like is None else looked_at(collection, like, retriever))
         with clock.stage("search"):
             hits = collection.search(asked, top if like is None else top + 1, op.checked_where(where), retriever)
             hits = [hit for hit in hits if hit.item.id != like][:top]
@@ -264,7 +269,7 @@ class Triptych:
         `reason` says so; with the setting `rerank_strict` its error is raised instead.
         """
         text, clock = op.checked_query(query), op.Clock()
-        hits = self._candidates(candidates)
+        hits = candidates_of(candidates, self._open)
         with clock.stage("rerank"):
             found = self._ranked(Query(text=text), hits, reranker)
         return rerank_out(text, reranker or found.system or self.settings.reranker, found, clock)
@@ -294,7 +299,7 @@ class Triptych:
         """
         text = op.checked_query(query) if query is not None else None
         budget = op.checked_budget(max_tokens, self.settings.max_tokens, self.settings.max_tokens_cap)
-        hits, clock = self._candidates(candidates), op.Clock()
+        hits, clock = candidates_of(candidates, self._open), op.Clock()
         system = self.stages.refiner(refiner)
         with clock.stage("compress"):
             frame = self._frame(budget, op.renderer(), protect)
@@ -322,7 +327,7 @@ class Triptych:
             NotFound: no such id; `StaleId` where its document has changed since, naming the successor.
             BadInput: a span that does not lie inside the text.
         """
-        item = self._item(id)
+        item = item_of(self._open(), id)
         start, end = (0, len(item.text)) if span is None else span
         if not 0 <= start < end <= len(item.text):
             raise BadInput(f"The span `{start}:{end}` is out of range.", f"The text has {len(item.text)} characters.")
@@ -349,12 +354,29 @@ class Triptych:
         """
         edge = checked_edge(max_edge)
         budget = op.checked_budget(max_tokens, self.settings.max_tokens, self.settings.max_tokens_cap)
-        item = self._item(id)
+        item = item_of(self._open(), id)
         if item.media is None:
             raise Unsupported(f"`{item.source.uri}` has nothing to look at.", "Use `fetch` for its text.")
         path = self._open().path_of(item.media.uri)
         heard = heard_of(item, path, self._named, budget, self.settings.image_bytes if sound else 0)
         return viewed(item, item.media, path, edge, budget, self.settings, heard)
+
+    def explain(self, id: str, query: str, token: int | None = None) -> ExplainOut:
+        """Where on the page of a passage the words of `query` are found, by the retriever `colpali`.
+
+        Args:
+            token: of the query, from 0; None: the mean of all.
+
+        Raises:
+            BadInput: a query without words, or no such token.
+            NotFound: no such id.
+            Unsupported: the passage shows no page.
+            MissingWeights: those of `colpali` are not here.
+        """
+        item = item_of(self._open(), id)
+        if item.media is None:
+            raise Unsupported(f"`{item.source.uri}` has nothing to look at.", "Name a passage with a page.")
+        return explained(replace(item, media=self._open().located(item.media)), query, token, self.stages)
 
     def status(self) -> StatusOut:
         """What the library holds, whether it is whole, and which models are loaded."""
@@ -430,51 +452,10 @@ class Triptych:
                 self._collection = Collection.open(self.folder, self.stages, rebuild=rebuild)
             return self._collection
 
-    def _looked_at(self, like: str | Path) -> MediaRef:
-        """The picture behind a passage, or in a file, with its path as uri."""
-        from ..retrievers.readers.picture import reference
-
-        collection = self._open()
-        if not collection.looks():
-            raise Unsupported(
-                f"The library `{self.name}` has no space of pictures.",
-                "Index pictures with the profile's models, or add one: `triptych index PATH --space efficientnet_b0`.",
-            )
-        if isinstance(like, Path):
-            return reference(existing(like))
-        item = self._item(like)
-        if item.media is None or item.modality == "audio":
-            raise Unsupported(f"`{item.source.uri}` has nothing to look at.", "Name a passage with a picture.")
-        return collection.located(item.media)
-
     @property
     def _named(self) -> str | None:
         """The name that the library can be asked for by; None for one that is known by its folder."""
         return self.name if self.folder == self.settings.libraries / self.name else None
-
-    def _item(self, id: str) -> Item:
-        collection = self._open()
-        found = collection.get([id])
-        if found:
-            return found[0]
-        successor = collection.successor(id)
-        if successor is not None:
-            raise StaleId(f"The document of `{id}` has changed since.", f"Its text is now in `{successor}`.")
-        raise NotFound(f"There is no passage `{id}`.", "Take ids from `search` or `retrieve`.")
-
-    def _candidates(self, candidates: Sequence[str | Given]) -> list[Hit]:
-        if not candidates:
-            raise BadInput("No passages are given.", "Give ids of this library, or passages with a text.")
-        if len(candidates) > MAX_CANDIDATES:
-            raise BadInput(f"`{len(candidates)}` passages are given.", f"Give at most {MAX_CANDIDATES:,} at once.")
-        items = [
-            self._item(given) if isinstance(given, str) else given_item(n, given)
-            for n, given in enumerate(candidates, 1)
-        ]
-        twice, times = Counter(item.id for item in items).most_common(1)[0]
-        if times > 1:
-            raise BadInput(f"The passage `{twice}` is given twice.", "Give each passage once.")
-        return [Hit(item, 0.0) for item in items]
 
     def _note(
         self,

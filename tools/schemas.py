@@ -328,6 +328,20 @@ class ViewOut(Shape):
     note: str | None = None
 
 
+class ExplainOut(Shape):
+    """What `explain(id, query)` shows: `image`, the page as PNG, coloured where it is like the query's words, and for
+    each of the query's `tokens`, as the retriever reads them, its highest similarity to a part of the page (-1 to 1)
+    and where on the page that is, x and y as fractions of the page from the top left."""
+
+    id: str
+    query: str
+    retriever: str
+    tokens: list[str]
+    similarities: list[float]
+    peaks: list[tuple[float, float]]
+    image: bytes
+
+
 class DeleteOut(Shape):
     """`delete --json`."""
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import BadInput, MissingWeights, StoreError, Unsupported
 from ..manifests.registry import card
-from ..manifests.weights import hash_of
 from ..progress import step
 from ..retrievers.base import MODALITIES, Hit, Query, Where
 from ..retrievers.further import Further
@@ -28,7 +27,7 @@ from ..retrievers.scripts import english
 from ..retrievers.stores.milvus import batched
 from ..retrievers.stores.vectors import VectorStore
 from .catalog import REBUILD
-from .given import given_hash
+from .given import mark_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -248,9 +247,8 @@ class Spaces:
         return None if encoder is None else Further(encoder, self._vectors(name), self.located)
 
     def mark(self, name: str) -> str:
-        """The hash of the weights of a system as they are today, those of a table or those that the user brought."""
-        weights = card(name, "retriever").weights
-        return ",".join(map(hash_of, weights)) or given_hash(self.stages.settings.weights / name)
+        """What decides the vectors of a system today, see `given.mark_of`."""
+        return mark_of(name, self.stages.settings)
 
     def _vectors(self, name: str) -> VectorStore:
         if name not in self._open:
@@ -276,10 +274,14 @@ class Spaces:
         return has_other_languages(seen)
 
     def _wanted(self, encoder: Encoder) -> int:
+        if encoder.pages:
+            return len(self._ids(encoder))
         counts = self.catalog.counts()
         return sum(counts.get(kind, 0) for kind in encoder.modalities)
 
     def _ids(self, encoder: Encoder) -> set[str]:
+        if encoder.pages:  # which passage is the first of its page, only the passages know
+            return {item.id for item in self.store.items() if encoder.encodes(item)}
         if set(encoder.modalities) == set(MODALITIES):
             return set(self.catalog.live())
         return set(self.store.ids(Where(modalities=encoder.modalities)))

@@ -11,6 +11,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingWeights
+from ..manifests.doctor import require
 from ..manifests.registry import card, cards
 
 if TYPE_CHECKING:
@@ -32,11 +33,12 @@ class Stages:
     Safe from many threads: one lock guards building, so that a model is loaded once.
     """
 
-    def __init__(self, settings: Settings, device: str = "cpu") -> None:
+    def __init__(self, settings: Settings, device: str = "") -> None:
         self._settings = settings
-        self._device = device
+        self._device = device or settings.device
         self.missing: dict[str, str] = {}
         self._built: dict[str, Any] = {}
+        self._marks: dict[str, str] = {}
         self._lock = RLock()
 
     @property
@@ -49,9 +51,7 @@ class Stages:
 
     def encoder(self) -> Encoder:
         """The dense encoder of the profile, or `MissingWeights`."""
-        wanted = self.settings.encoder
-        made: Encoder = self._once(f"retriever {wanted}", lambda: self._load("retriever", wanted))
-        return made
+        return self._encoder(self.settings.encoder)
 
     def lm(self) -> LM:
         """The language model behind `lm_endpoint`, else `local_lm`."""
@@ -87,7 +87,7 @@ class Stages:
             MissingWeights: they are, and it is `required`.
         """
         try:
-            found: Encoder = self._once(f"retriever {system_id}", lambda: self._load("retriever", system_id))
+            found = self._encoder(system_id)
         except MissingWeights as error:
             if required:
                 raise
@@ -158,6 +158,19 @@ class Stages:
         plain = WITHOUT_WEIGHTS[role]
         return self._once(f"{role} {plain}", lambda: self._load(role, plain))
 
+    def _encoder(self, system_id: str) -> Encoder:
+        """Of the weights that are there now: those that the user brought may have been put there since."""
+        from .given import mark_of
+
+        key = f"retriever {system_id}"
+        with self._lock:
+            mark = mark_of(system_id, self.settings)
+            if self._marks.get(key, mark) != mark:
+                self._built.pop(key, None)
+            made: Encoder = self._once(key, lambda: self._load("retriever", system_id))
+            self._marks[key] = mark
+            return made
+
     def _once(self, key: str, build: Callable[[], Any]) -> Any:
         with self._lock:
             if key not in self._built:
@@ -166,4 +179,6 @@ class Stages:
 
     def _load(self, role: str, system_id: str) -> Any:
         system = card(system_id, role)
+        if self.device != "cpu":
+            require(self.device, self.settings.profile)
         return system.resolve().load(system, self)

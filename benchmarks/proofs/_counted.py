@@ -1,7 +1,9 @@
-"""What the proofs of learned term weights share: k1 and b for a baseline and a system alike, and weights made once."""
+"""What the proofs of learned term weights share: their command line, k1 and b for a baseline and a system alike, and
+weights made once."""
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,6 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import _proof
 import numpy as np
 from scipy import sparse
 
@@ -18,6 +21,28 @@ from triptych.retrievers.text.analysis import terms
 
 K1 = (0.3, 0.6, 0.9, 1.2, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 B = (0.0, 0.2, 0.4, 0.6, 0.75, 0.9)
+
+
+def asked(description: str | None, source: str, limit: int, *, has_queries: bool = False) -> argparse.Namespace:
+    """`--SOURCE PATH`, `--limit N`, `--full`, `--seeds N`, `--out FOLDER`, `--work FOLDER`, and maybe `--queries N`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(f"--{source}", type=Path, required=True, help="what is learned from and measured on")
+    parser.add_argument("--limit", type=int, default=limit, help="so many of its texts")
+    if has_queries:
+        parser.add_argument("--queries", type=int, help="so many queries are measured; all without")
+    parser.add_argument("--full", action="store_true", help="all texts, and longer learning: better on a GPU")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=_proof.RESULTS)
+    parser.add_argument("--work", type=Path, help="where fits are kept, to go on from")
+    return parser.parse_args()
+
+
+def command(system: str, given: argparse.Namespace, source: str, limit: int) -> str:
+    """The line that makes this result again; files are told by their names."""
+    words = ["make", "prove", f"ID={system}", f"{source.upper()}={getattr(given, source).name}"]
+    words += ["FULL=1"] if given.full else [f"LIMIT={given.limit}"] if given.limit != limit else []
+    queries = getattr(given, "queries", None)
+    return " ".join([*words, *([f"QUERIES={queries}"] if queries else [])])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ own k1 and b, and where it makes counts its own way to, chosen on questions of a
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import _proof
 import torch
-from _counted import Known, Tuned, asked_terms, kept, tuned
+from _counted import Known, Tuned, asked, asked_terms, command, kept, tuned
 from _retrieval import Task
 
 from triptych.manifests.weights import folder
@@ -150,7 +149,7 @@ def lexical(data: Data) -> Arm:
 
 
 def main() -> None:
-    given = asked()
+    given = asked(__doc__, "train", LEARNED)
     data = Data.read(given.train, None if given.full else given.limit)
     settings = _proof.stages().settings
     start, training = folder(WEIGHTS, settings.weights), FULL if given.full else TRAINING
@@ -166,7 +165,7 @@ def main() -> None:
         name="deepct",
         kind="proof",
         title="DeepCT from questions of Natural Questions, against BM25 and term weights without context",
-        command=command(given),
+        command=command("deepct", given, "train", LEARNED),
         seed=0,
         data=(data.info,),
         environment=environment((), str(dtype(settings.precision)).removeprefix("torch.")),
@@ -181,23 +180,6 @@ def main() -> None:
         ),
     )
     _proof.write(result, given.out)
-
-
-def asked() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path, required=True, help="questions with passages")
-    parser.add_argument("--limit", type=int, default=LEARNED, help="so many passages are learned from")
-    parser.add_argument("--full", action="store_true", help="all are, for longer: better on a GPU")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=_proof.RESULTS)
-    parser.add_argument("--work", type=Path, help="where fits are kept, to go on from")
-    return parser.parse_args()
-
-
-def command(given: argparse.Namespace) -> str:
-    words = ["make", "prove", "ID=deepct", f"TRAIN={given.train.name}"]
-    words += ["FULL=1"] if given.full else [f"LIMIT={given.limit}"] if given.limit != LEARNED else []
-    return " ".join(words)
 
 
 if __name__ == "__main__":

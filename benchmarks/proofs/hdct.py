@@ -15,7 +15,6 @@ Every arm has its own k1 and b on each, chosen on queries of the part `train`. W
 
 from __future__ import annotations
 
-import argparse
 import random
 import tempfile
 import time
@@ -26,7 +25,7 @@ from pathlib import Path
 
 import _proof
 import torch
-from _counted import Known, asked_terms, kept, tuned
+from _counted import Known, asked, asked_terms, command, kept, tuned
 from _retrieval import METRICS, Task, size
 
 from triptych.manifests.weights import folder
@@ -244,7 +243,7 @@ def compared(whole: Mapping[tuple[str, str], Arm]) -> Iterator[Comparison]:
 
 
 def main() -> None:
-    given = asked()
+    given = asked(__doc__, "data", LIMIT, has_queries=True)
     data = Data.read(given.data, None if given.full else given.limit, given.queries)
     settings = _proof.stages().settings
     start, training = folder(WEIGHTS, settings.weights), FULL if given.full else TRAINING
@@ -262,7 +261,7 @@ def main() -> None:
         name="hdct",
         kind="proof",
         title="HDCT from titles, added up over passages, against BM25 and the first passage alone",
-        command=command(given),
+        command=command("hdct", given, "data", LIMIT),
         seed=0,
         data=(data.collection.info,),
         environment=environment((), str(dtype(settings.precision)).removeprefix("torch.")),
@@ -277,24 +276,6 @@ def main() -> None:
         ),
     )
     _proof.write(result, given.out)
-
-
-def asked() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a collection with titles and a part `train`")
-    parser.add_argument("--limit", type=int, default=LIMIT, help="so many of its abstracts are searched")
-    parser.add_argument("--queries", type=int, help="so many queries are measured; all without")
-    parser.add_argument("--full", action="store_true", help="all abstracts, and longer learning: better on a GPU")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=_proof.RESULTS)
-    parser.add_argument("--work", type=Path, help="where fits are kept, to go on from")
-    return parser.parse_args()
-
-
-def command(given: argparse.Namespace) -> str:
-    words = ["make", "prove", "ID=hdct", f"DATA={given.data.name}"]
-    words += ["FULL=1"] if given.full else [f"LIMIT={given.limit}"] if given.limit != LIMIT else []
-    return " ".join([*words, *([f"QUERIES={given.queries}"] if given.queries else [])])
 
 
 if __name__ == "__main__":

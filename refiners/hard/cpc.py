@@ -7,8 +7,9 @@ model hub only: put the base model into `weights/cpc/base` of the home folder an
 `weights/cpc/adapter`. It is merged into the matrices while it is loaded; `peft` is not needed.
 
 What differs from the authors' code. The budget is exact: the sentence at its edge is cut at a word, and a table row is
-kept or dropped whole. A sentence longer than a chunk is read in pieces and stays one sentence. Neither sentences
-preferred by a pattern nor the training are offered. Without a question sentences stay in reading order.
+kept or dropped whole. A sentence longer than a chunk is read in pieces and stays one sentence. Sentences preferred by a
+pattern are not offered. Without a question sentences stay in reading order. `fit` learns an adapter of one's own, see
+`_cpc_training.py` for what of the paper's training it leaves out.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from ...retrievers.parts import Parts
     from ..base import Budget, Refined
     from ..fit import Evidence, Span
+    from ._cpc_training import Example
 
 CHUNK = 6144
 """Tokens that are read at once: the length the adapters were trained with (authors' configuration)."""
@@ -114,6 +116,19 @@ class CPC(Refiner):
 
         lm = TransformersLM.tiny(seed)
         return cls(lm.model.base_model, Tokenizer.from_str(lm.tokenizer.backend_tokenizer.to_str()))
+
+    def fit(self, examples: Sequence[Example], out_dir: Path, **how: Any) -> CPC:
+        """This model under an adapter that was trained on questions; both are saved in `out_dir`, in folders `base` and
+        `adapter`, which `from_folder` takes back.
+
+        Args:
+            examples, how: see `example` and `fit` in `_cpc_training.py`; what it raises. Needs the extra `train`.
+        """
+        from ._cpc_training import fit
+
+        fit(self.model, self.tokenizer, examples, out_dir, **how)
+        precision = str(self.model.dtype).removeprefix("torch.")
+        return CPC.from_folder(out_dir / "base", out_dir / "adapter", precision, str(self.model.device))
 
     def refine(self, query: Query | None, hits: Sequence[Hit], budget: Budget) -> Refined:
         """See `Refiner`; the model is not asked when the evidence fits."""

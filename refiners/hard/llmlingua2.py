@@ -2,20 +2,21 @@
 
 A bidirectional encoder reads the evidence in chunks that end with a sentence and says of every token how likely a large
 model would have kept it; words are kept by the mean over their tokens. It does not read the query. The authors' two
-checkpoints (see the card) are on a model hub only: put one into `weights/llmlingua2` of the home folder, or give any
-folder with a `…ForTokenClassification` of two labels to `from_folder`.
+checkpoints (see the card) are on a model hub only: put one into `weights/llmlingua2` of the home folder, or what `fit`
+has learned from a teacher of yours (`_llmlingua2_training.py`).
 
 What differs from the authors' package. Words are those of `refiners.units`, runs without white space, so that what is
 kept stands in the source character by character: the package builds its text from tokens and returns `API_KEY` as
 `API _ KEY`. `decide` is the paper's rule, a threshold for each chunk; `refine` fills the budget exactly instead, with
 words by probability over all passages. A table row or a line of code is kept or dropped whole, by the mean over its
-tokens, and no sentence loses its numbers, negations and names as long as one of its words stays. No training.
+tokens, and no sentence loses its numbers, negations and names as long as one of its words stays.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from ...retrievers.parts import Parts
     from ..base import Budget, Refined
     from ..fit import Evidence, Part, Span
+    from ._llmlingua2_training import Example
 
 CHUNK = 510
 """Tokens that are read at once, without the two that frame them (section 4.3)."""
@@ -58,7 +60,8 @@ FILTERED = 2
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 _DIGIT = regex.compile(r"\p{N}")
-_EDGES = regex.compile(r"^\W+|\W+$")
+FRINGE = regex.compile(r"^\W+|\W+$")
+"""What is around a word and does not belong to it."""
 
 
 class Judged(NamedTuple):
@@ -156,8 +159,9 @@ class LLMLingua2(Refiner):
     @classmethod
     def tiny(cls, seed: int = 0) -> LLMLingua2:
         """Two random layers over single characters."""
-        import torch
         from transformers import BertConfig, BertForTokenClassification
+
+        from ...retrievers.text._towers import seeded
 
         tokenizer = _character_tokenizer()
         config = BertConfig(
@@ -170,10 +174,19 @@ class LLMLingua2(Refiner):
             num_labels=2,
             initializer_range=0.3,
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = BertForTokenClassification(config)
-        return cls(model.eval(), tokenizer)
+        return cls(seeded(seed, lambda: BertForTokenClassification(config)).eval(), tokenizer)
+
+    def fit(self, examples: Sequence[Example], out_dir: Path, **how: Any) -> LLMLingua2:
+        """A copy of this classifier, trained on what a teacher keeps; saved in `out_dir` for `from_folder`.
+
+        Args:
+            examples, how: see `distilled`, `untrained` and `fit` in `_llmlingua2_training.py`; what it raises.
+        """
+        from ._llmlingua2_training import fit
+
+        made = LLMLingua2(deepcopy(self.model).float(), self.tokenizer)
+        fit(made.model, made.tokenizer, examples, out_dir, **how)
+        return made
 
     def refine(self, query: Query | None, hits: Sequence[Hit], budget: Budget) -> Refined:
         """See `Refiner`; the query is not read, and the model is not asked when the evidence fits."""
@@ -275,7 +288,7 @@ class LLMLingua2(Refiner):
     def _forced(self, word: str) -> bool:
         if self.digits and _DIGIT.search(word):
             return True
-        return bool(self.force) and (word in self.force or _EDGES.sub("", word) in self.force)
+        return bool(self.force) and (word in self.force or FRINGE.sub("", word) in self.force)
 
     def _judged(self, evidence: Evidence) -> dict[Part, np.ndarray]:
         """For each part in reading order: its own probability, then those of its words."""
@@ -374,18 +387,14 @@ def _spans(evidence: Evidence, part: Part) -> list[Span]:
 
 
 def _character_tokenizer() -> Tokenizer:
-    from tokenizers import Tokenizer
     from tokenizers.decoders import WordPiece as Decoder
-    from tokenizers.models import WordPiece
     from tokenizers.normalizers import BertNormalizer
-    from tokenizers.pre_tokenizers import BertPreTokenizer
     from tokenizers.processors import TemplateProcessing
 
-    letters = [chr(code) for code in range(33, 127)]
-    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{letter}" for letter in letters)]
-    tokenizer = Tokenizer(WordPiece({name: index for index, name in enumerate(names)}, unk_token="[UNK]"))
+    from ...retrievers.text._towers import characters
+
+    tokenizer = characters("bert")
     tokenizer.normalizer = BertNormalizer(lowercase=False)
-    tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.decoder = Decoder()
     tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     return tokenizer

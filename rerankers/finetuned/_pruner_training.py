@@ -8,7 +8,6 @@ two thousand questions know a small part of them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
+from ...retrievers.fitting import LOG, Following, last_checkpoint
 from .triptych_pruner import MAX_PIECES, QUERY_PIECES, special
 
 if TYPE_CHECKING:
@@ -220,17 +220,6 @@ def _row(
     }
 
 
-class _Log(TrainerCallback):  # type: ignore[misc]
-    """Appends what the trainer logs to a file of JSON lines."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **rest: Any) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
-
-
 class _PrunerTrainer(Trainer):  # type: ignore[misc]
     """Evaluates with a function of the network instead of a loss."""
 
@@ -299,11 +288,11 @@ def fit(
         data_collator=collate.__call__,  # the trainer would save the tokenizer of an object that has one
         train_dataset=data,
         eval_dataset=data if measure else None,
-        callbacks=[_Log(out_dir / "log.jsonl")],
+        callbacks=[Following(out_dir / LOG)],
         optimizers=(torch.optim.AdamW(list(_parameters(network, rate)), weight_decay=0.01), None),
     )
     trainer.measure = measure
-    trainer.train(resume_from_checkpoint=any(out_dir.glob("checkpoint-*")) or None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(out_dir))
     return network.eval()
 
 

@@ -240,6 +240,8 @@ def fit(pictures: np.ndarray, captions: Sequence[Sequence[str]], out: Path, how:
     """
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
+    from ...retrievers.fitting import last_checkpoint
+
     how = how or Training()
     if len(pictures) != len(captions) or not all(captions):
         raise BadInput(f"`{len(captions)}` lists of captions for {len(pictures)} pictures.", "Give one for each.")
@@ -271,7 +273,7 @@ def fit(pictures: np.ndarray, captions: Sequence[Sequence[str]], out: Path, how:
     )
     trainer.remove_callback(PrinterCallback)
     with quiet():
-        trainer.train(resume_from_checkpoint=any(out.glob("checkpoint-*")) or None)
+        trainer.train(resume_from_checkpoint=last_checkpoint(out))
         network.eval().save_pretrained(out)
     codebook.save(out)
     known = {"words": words, "codes": how.codes, "side": codebook.side}

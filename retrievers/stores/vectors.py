@@ -5,15 +5,20 @@ filters read; the items themselves are in the base collection (see `milvus`). It
 may be made, filled and thrown away without touching anything else.
 
 A multi-vector space is searched by MaxSim (Khattab and Zaharia 2020, arXiv:2004.12832): the sum, over the query's
-vectors, of each one's best match among the item's. Where the backend cannot do that, the nearest token vectors of each
-query vector name candidates, whose MaxSim is then computed here from all of their vectors. An item that no list names
-cannot score more than the sum of the lists' last scores: once the k-th candidate beats that, the answer is exact
-(Fagin, Lotem and Naor 2003, doi:10.1016/S0022-0000(03)00026-6). Otherwise the lists grow, until `MOST_CANDIDATES` items
-are named: the answer is exact for libraries up to that size, and beyond it the best of so many.
+vectors, of each one's best match among the item's. Where the backend cannot do that, all vectors are held in memory
+while they take at most `HELD_BYTES`, each read once, and every item that matches is scored: the answer is exact. (On
+Milvus Lite a list of neighbours among some ten thousand token vectors takes seconds, for each vector of the query.)
+
+Of a space that is larger, the nearest token vectors of each query vector name candidates, whose MaxSim is then computed
+from all of their vectors. An item that no list names cannot score more than the sum of the lists' last scores: once the
+k-th candidate beats that, the answer is exact (Fagin, Lotem and Naor 2003, doi:10.1016/S0022-0000(03)00026-6).
+Otherwise the lists grow, until `MOST_CANDIDATES` items are named, and the answer is the best of so many.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,13 +33,15 @@ from .rows import METRICS, checked, to_filter_row
 from .table import BATCH, CALL_S, MAX_K, OWN_WRITES, Leg, Table, batched
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from ..base import Item, Space
     from ..fusion import Ranked
 
 FLUSH_ROWS = 5_000
+HELD_BYTES = 512 * 2**20
+"""A million token vectors of 128 numbers: some seven thousand passages, or a thousand pages."""
 MOST_CANDIDATES = 2_000
 _FIRST_LIST = 256
 _SLACK = 1e-3
@@ -68,6 +75,9 @@ class VectorStore:
         self._layout = Vectors(space)
         self._connection = Connection(folder, self._layout, uri, "FLAT", token, shared)
         self._table = Table(self._connection, flush_rows)
+        self._held: dict[str, np.ndarray] = {}
+        self._held_rows = -1
+        self._holding = Lock()
 
     @property
     def _by_token(self) -> bool:
@@ -84,7 +94,7 @@ class VectorStore:
             BadInput: anything else; nothing is written then.
         """
         rows = self._rows(items, vectors)
-        with self._connection.turn():
+        with self._connection.turn(), self._changing():
             if self._by_token:
                 self._remove([item.id for item in items])
             for part in batched(rows, BATCH):
@@ -94,7 +104,7 @@ class VectorStore:
         """Delete the vectors of all items that match. An empty `Where` is `BadInput`."""
         if not expression(where):
             raise BadInput("The filter of `delete` is empty.", "Name ids, documents, modalities or a uri prefix.")
-        with self._connection.turn():
+        with self._connection.turn(), self._changing():
             if where.ids:
                 self._remove(where.ids)
             else:
@@ -116,7 +126,13 @@ class VectorStore:
         filter_ = expression(where)
         if self.space.kind == "dense":
             return self._table.nearest(Leg(VECTOR, query[0], METRICS[self.space.metric], filter_, is_dense=True), k)
-        return self._by_candidates(query, k, filter_) if self._by_token else self._by_backend(query, k, filter_)
+        if not self._by_token:
+            return self._by_backend(query, k, filter_)
+        rows = self._table.count()
+        if rows * 4 * self.space.dim > HELD_BYTES:
+            return self._by_candidates(query, k, filter_)
+        held = self._all(filter_, rows)
+        return best_first({id_: max_sim(query, own, self.space.metric) for id_, own in held.items()})[:k]
 
     def vectors(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
         """What is stored for `ids`: float32 (dim,) or (tokens, dim) each; ids without vectors are left out."""
@@ -136,7 +152,7 @@ class VectorStore:
 
     def erase(self) -> None:
         """Throw all vectors away and begin anew, whatever state the collection is in."""
-        with self._connection.turn():
+        with self._connection.turn(), self._changing():
             self._connection.erase()
 
     def settle(self) -> None:
@@ -145,6 +161,7 @@ class VectorStore:
 
     def close(self) -> None:
         """Release files and connection; the next call opens them again."""
+        self._let_go()
         self._connection.close()
 
     def _rows(self, items: Sequence[Item], vectors: Any) -> list[dict[str, Any]]:
@@ -191,6 +208,40 @@ class VectorStore:
         return self._table.nearest(
             Leg(f"{TOKENS}[{VECTOR}]", asked, f"MAX_SIM_{METRICS[self.space.metric]}", filter_), k
         )
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """What is held is thrown away, before and after: a search may read in between."""
+        self._let_go()
+        try:
+            yield
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        with self._holding:
+            self._held, self._held_rows = {}, -1
+
+    def _all(self, filter_: str, rows: int) -> dict[str, np.ndarray]:
+        """The vectors of all items that match, each read once as long as nothing is written here.
+
+        Args:
+            rows: that the collection has: as long as they are as many as were read, all is as it was; another process
+                that adds and deletes exactly as many is noticed when that changes. Items never change their vectors.
+        """
+        with self._holding:
+            if not filter_ and rows == self._held_rows:
+                return self._held
+            first = f"{TOKEN} == 0"
+            found = self._table.scan(f"({filter_}) and {first}" if filter_ else first, ["id"], KEY)
+            ids = [row["id"] for row in found]
+            missing = [id_ for id_ in ids if id_ not in self._held]
+            if missing:
+                self._held |= self.vectors(missing) if self._held or filter_ else self._stored("")
+            chosen = {id_: self._held[id_] for id_ in ids if id_ in self._held}
+            if not filter_:
+                self._held, self._held_rows = chosen, rows
+            return chosen
 
     def _by_candidates(self, query: np.ndarray, k: int, filter_: str) -> Ranked:
         size = min(max(_FIRST_LIST, 4 * k), MAX_K)

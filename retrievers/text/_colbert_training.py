@@ -1,34 +1,25 @@
-"""How a ColBERT learns: by pairs (v1, arXiv:2004.12832) or from a teacher's scores (v2, arXiv:2112.01488).
-
-Training is transformers' `Trainer`: seeded, with checkpoints that it goes on from, and stopped when the loss on lessons
-that are held back no longer falls.
-"""
+"""How a ColBERT learns: by pairs (v1, arXiv:2004.12832) or from a teacher's scores (v2, arXiv:2112.01488)."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import random
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ...errors import BadInput
-from ...progress import step
+from ..fitting import Course, claim, trained
 from . import _late_interaction as losses
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from .colbert import ColBERT
-
-RECORD = "fit.json"
 
 
 @dataclass(frozen=True)
@@ -126,78 +117,23 @@ class Collator:
 def learned(colbert: ColBERT, data: Sequence[Lesson], out_dir: Path, fitting: Fitting) -> ColBERT:
     """See `ColBERT.fit`."""
     lessons = _checked(data, fitting)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    _same_fit(out_dir / RECORD, lessons, fitting)
+    claim(out_dir, lessons, "a fit of other lessons", fitting=fitting)
+    course = Course(
+        fitting.epochs,
+        fitting.batch,
+        fitting.rate,
+        every=fitting.every,
+        patience=fitting.patience,
+        seed=fitting.seed,
+        bf16=fitting.bf16,
+    )
     taught = deepcopy(colbert)
-    module = Lessons(taught.network.float().train(), fitting)
-    trainer = _trainer(module, Collator(taught, fitting), *_split(lessons, fitting), out_dir, fitting)
-    trainer.train(resume_from_checkpoint=any(out_dir.glob("checkpoint-*")) or None)
+    module = Lessons(taught.network.float(), fitting)
+    collate, groups = Collator(taught, fitting), _parameters(taught.network, fitting)
+    trained(module, course, out_dir, collate, *_split(lessons, fitting), label="teacher", groups=groups)
     taught.network.to(colbert.network.linear.weight.device).eval().requires_grad_(True)
     taught.save(out_dir)
     return taught
-
-
-class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Reports steps, and writes what the trainer logs to a file of JSON lines."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        step(state.global_step, state.max_steps, "training steps")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **rest: Any) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
-
-
-def _trainer(
-    module: Lessons, collate: Collator, train: list[Lesson], held: list[Lesson], out_dir: Path, fitting: Fitting
-) -> Trainer:
-    looks = "steps" if held else "no"
-    steps = math.ceil(math.ceil(len(train) / fitting.batch) * fitting.epochs)
-    arguments = TrainingArguments(
-        output_dir=str(out_dir),
-        num_train_epochs=fitting.epochs,
-        per_device_train_batch_size=fitting.batch,
-        per_device_eval_batch_size=fitting.batch,
-        learning_rate=fitting.rate,
-        warmup_steps=max(1, steps // 10),
-        lr_scheduler_type="linear",
-        max_grad_norm=1.0,
-        logging_steps=max(1, min(20, fitting.every)),
-        eval_strategy=looks,
-        eval_steps=fitting.every,
-        save_strategy="steps",
-        save_steps=fitting.every,
-        save_total_limit=2,
-        load_best_model_at_end=bool(held),
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        prediction_loss_only=True,
-        seed=fitting.seed,
-        data_seed=fitting.seed,
-        bf16=fitting.bf16,
-        use_cpu=not torch.cuda.is_available(),
-        report_to=[],
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-        label_names=["teacher"],
-    )
-    stop = [EarlyStoppingCallback(fitting.patience)] if held else []
-    trainer = Trainer(
-        model=module,
-        args=arguments,
-        data_collator=collate.__call__,  # the trainer would save the tokenizer of an object that has one
-        train_dataset=train,
-        eval_dataset=held or None,
-        callbacks=[_Watch(out_dir / "log.jsonl"), *stop],
-        optimizers=(torch.optim.AdamW(_parameters(module.network, fitting), weight_decay=0.01), None),
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def _parameters(network: losses.Network, fitting: Fitting) -> list[dict[str, Any]]:
@@ -232,14 +168,6 @@ def _split(lessons: list[Lesson], fitting: Fitting) -> tuple[list[Lesson], list[
     order = random.Random(fitting.seed).sample(lessons, len(lessons))
     held = min(math.ceil(len(order) * fitting.held), len(order) - 1)
     return order[held:], order[:held]
-
-
-def _same_fit(path: Path, lessons: Sequence[Lesson], fitting: Fitting) -> None:
-    """Remember what is learned from in `path`, or refuse when something else was."""
-    told = hashlib.sha256(json.dumps([asdict(fitting), [asdict(one) for one in lessons]]).encode()).hexdigest()
-    if path.is_file() and json.loads(path.read_text("utf-8")).get("lessons") != told:
-        raise BadInput(f"`{path.parent.name}` holds a fit of other lessons.", "Give another folder, or empty it.")
-    path.write_text(json.dumps({"lessons": told}), "utf-8")
 
 
 def _cut(ids: list[int], longest: int) -> list[int]:

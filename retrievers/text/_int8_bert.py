@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from ...errors import BadInput
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -48,8 +50,13 @@ class Int8Bert:
 
     @classmethod
     def load(cls, folder: Path, threads: int) -> Int8Bert:
-        """From `config.json` and `model.safetensors` of a BERT encoder with GELU and absolute positions."""
+        """From `config.json` and `model.safetensors` of a BERT encoder with GELU and absolute positions.
+
+        Raises:
+            BadInput: a tensor is missing, or the file is damaged.
+        """
         import onnxruntime
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -57,7 +64,13 @@ class Int8Bert:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         # Beyond the basic level sums and norms are joined into an operation that is several times as slow.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        model = graph(config, load_file(folder / "model.safetensors"))
+        try:
+            model = graph(config, load_file(folder / "model.safetensors"))
+        except KeyError as error:
+            key = error.args[0]
+            raise BadInput(f"`model.safetensors` has no `{key}`.", "Give the weights of this model.") from None
+        except SafetensorError as error:
+            raise BadInput(f"`model.safetensors` cannot be read: {error}.", "Run `triptych pull embedded`.") from None
         return cls(onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]), threads)
 
     def __call__(self, ids: Sequence[int]) -> np.ndarray:

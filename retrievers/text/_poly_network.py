@@ -92,9 +92,6 @@ class PolyNetwork(nn.Module):
         Args:
             batch: `ids` and `mask` of queries; `vectors` of candidates, or their `candidate_ids` and `candidate_mask`;
                 `right`: bool (batch, batch), candidates that answer a query, of which only its own counts.
-
-        Raises:
-            BadInput: the loss is not a number.
         """
         if "vectors" in batch:
             candidates = batch["vectors"]
@@ -103,10 +100,7 @@ class PolyNetwork(nn.Module):
         scores = self.scores(*self.contexts(batch["ids"], batch["mask"]), candidates)
         own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
         scores = scores.masked_fill(batch["right"] & ~own, -torch.inf)
-        loss = nn.functional.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
-        if not torch.isfinite(loss):
-            raise BadInput(f"The loss is `{loss.item()}`.", "Use a lower learning rate.")
-        return {"loss": loss}
+        return {"loss": nn.functional.cross_entropy(scores, torch.arange(len(scores), device=scores.device))}
 
     def _states(self, encoder: Any, ids: Tensor, mask: Tensor) -> Tensor:
         states: Tensor = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -162,6 +156,8 @@ def read(folder: Path, precision: str | None = "auto", device: str = "cpu") -> t
     """
     config = read_config(folder, "bert")
     shape = config.pop(SHAPE, None)
+    if not isinstance(shape, dict):
+        raise BadInput(f"`{folder.name}` holds no poly-encoder.", "Make it with `PolyEncoder.fit`.")
     try:
         network = PolyNetwork(Shape(**shape), BertConfig(**config))
     except TypeError as error:

@@ -91,13 +91,3 @@ class Fitting:
     patience: int = 3
     seed: int = 0
     bf16: bool = False
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What learning came to: the mean loss of its steps, and the lowest on what was held out (None without)."""
-
-    steps: int
-    seconds: float
-    loss: float
-    held_loss: float | None

@@ -7,19 +7,16 @@ to its document, or queries that a first stage finds it for. On transformers' Tr
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from torch import Tensor, nn
 
-from ... import progress
 from ...errors import BadInput
-from ..loading import quiet
+from ..fitting import Course, claim, trained
 from ._term_weights import Chunk, TermWeights, chunks
 from .analysis import terms
 
@@ -28,8 +25,6 @@ if TYPE_CHECKING:
 
 LIKE = 32
 """Batches are padded to a multiple of so many word pieces."""
-MARK = "fit.json"
-"""Tells what a folder's fit was begun with."""
 
 
 @dataclass(frozen=True)
@@ -123,24 +118,25 @@ def fit(
     training = training or Training()
     if not data:
         raise BadInput("There are `0` passages to learn from.", "Give pairs of query and passage.")
-    _begun(out_dir, training, (*data, *held))
-    rows = [row for example in data for row in _rows(weigher, example)]
-    checked = [row for example in held for row in _rows(weigher, example)]
-    callbacks: list[Any] = [_Progress()]
-    if checked:
-        callbacks.append(EarlyStoppingCallback(training.patience))
-    with quiet():
-        trainer = _Regression(
-            model=weigher.model,
-            args=_arguments(out_dir / "checkpoints", training, len(rows), is_checked=bool(checked)),
-            data_collator=lambda batch: _batch(batch, weigher.pad, weigher.longest),
-            train_dataset=rows,
-            eval_dataset=checked or None,
-            callbacks=callbacks,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=any((out_dir / "checkpoints").glob("checkpoint-*")) or None)
-    weigher.model.eval()
+    claim(out_dir, [*data, *held], "another fit", training=training)
+    how = Course(
+        training.epochs,
+        training.batch,
+        training.rate,
+        every=training.every,
+        patience=training.patience,
+        seed=training.seed,
+        bf16=training.bf16,
+    )
+    trained(
+        _Regression(weigher.model),
+        how,
+        out_dir,
+        lambda batch: _batch(batch, weigher.pad, weigher.longest),
+        [row for example in data for row in _rows(weigher, example)],
+        [row for example in held for row in _rows(weigher, example)],
+        label="targets",
+    )
     weigher.save(out_dir)
 
 
@@ -156,59 +152,20 @@ def word_targets(parts: Sequence[Chunk], targets: Mapping[str, float], pieces: i
     return wanted, mask
 
 
-def error(values: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def error(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error where `mask` is 1; all (passages, pieces). 0 where nothing is."""
-    squared: torch.Tensor = (values - targets) ** 2 * mask
+    squared: Tensor = (values - targets) ** 2 * mask
     return squared.sum() / mask.sum().clamp(min=1.0)
 
 
-class _Regression(Trainer):  # type: ignore[misc]
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        output = model(input_ids=inputs["ids"], attention_mask=inputs["attention"])
-        loss = error(output.logits[..., 0].float(), inputs["targets"], inputs["mask"])
-        return (loss, output) if return_outputs else loss
+class _Regression(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
 
-
-class _Progress(TrainerCallback):  # type: ignore[misc]
-    def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        progress.step(state.global_step, state.max_steps, "steps")
-
-
-def _arguments(folder: Path, training: Training, rows: int, *, is_checked: bool) -> TrainingArguments:
-    steps = max(1, round(training.epochs * -(-rows // training.batch)))
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=training.epochs,
-        per_device_train_batch_size=training.batch,
-        per_device_eval_batch_size=training.batch,
-        learning_rate=training.rate,
-        warmup_steps=steps // 10,
-        lr_scheduler_type="linear",
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-        eval_strategy="steps" if is_checked else "no",
-        eval_steps=training.every,
-        save_strategy="steps",
-        save_steps=training.every,
-        save_total_limit=2,
-        load_best_model_at_end=is_checked,
-        metric_for_best_model="eval_loss" if is_checked else None,
-        greater_is_better=False if is_checked else None,
-        prediction_loss_only=True,
-        label_names=["targets"],
-        seed=training.seed,
-        data_seed=training.seed,
-        bf16=training.bf16,
-        use_cpu=not torch.cuda.is_available(),
-        report_to=[],
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        logging_strategy="no",
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-    )
+    def forward(self, ids: Tensor, attention: Tensor, targets: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        values = self.model(input_ids=ids, attention_mask=attention).logits[..., 0]
+        return {"loss": error(values.float(), targets, mask)}
 
 
 def _rows(weigher: TermWeights, example: Example) -> list[dict[str, np.ndarray]]:
@@ -223,29 +180,14 @@ def _rows(weigher: TermWeights, example: Example) -> list[dict[str, np.ndarray]]
     return made
 
 
-def _batch(rows: Sequence[Mapping[str, np.ndarray]], pad: int, most: int) -> dict[str, torch.Tensor]:
+def _batch(rows: Sequence[Mapping[str, np.ndarray]], pad: int, most: int) -> dict[str, Tensor]:
     """Rows of a length that many batches share: a processor prepares itself for each anew, and keeps what it made."""
     longest = min(-(-max(len(row["ids"]) for row in rows) // LIKE) * LIKE, most)
 
-    def padded(name: str, fill: int) -> torch.Tensor:
+    def padded(name: str, fill: int) -> Tensor:
         given = [np.pad(row[name], (0, longest - len(row[name])), constant_values=fill) for row in rows]
         return torch.from_numpy(np.stack(given))
 
     attention = [np.arange(longest) < len(row["ids"]) for row in rows]
     made = {"ids": padded("ids", pad), "targets": padded("targets", 0), "mask": padded("mask", 0)}
     return {**made, "attention": torch.from_numpy(np.stack(attention).astype(np.int64))}
-
-
-def _begun(out_dir: Path, training: Training, given: Sequence[Example]) -> None:
-    """Note what this fit learns from, or check that it is what was noted."""
-    told = json.dumps([asdict(training), [asdict(one) for one in given]], sort_keys=True)
-    digest = hashlib.sha256(told.encode()).hexdigest()
-    mark = out_dir / MARK
-    if mark.is_file():
-        if json.loads(mark.read_text("utf-8")) != {"sha256": digest}:
-            raise BadInput(f"`{out_dir.name}` holds another fit.", "Name an empty folder.")
-        return
-    if any((out_dir / name).exists() for name in ("checkpoints", "model.safetensors")):
-        raise BadInput(f"`{out_dir.name}` holds another model.", "Name an empty folder.")
-    out_dir.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps({"sha256": digest}) + "\n", "utf-8")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...errors import BadInput, MissingWeights
 from ...progress import step
-from ..loading import batches, encodable
+from ..loading import batches, encodable, finite
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,9 +87,7 @@ def embedded(tower: nn.Module, pieces: Sequence[Sequence[int]], pad: int, dim: i
         with torch.inference_mode():
             vectors[rows] = vectors_of(tower, ids.to(device), mask.to(device)).float().cpu().numpy()
         done += len(rows)
-    if not np.isfinite(vectors).all():
-        raise BadInput("The model gave a vector with `nan` or `inf`.", "Its weights are damaged: put them here again.")
-    return vectors
+    return finite(vectors)
 
 
 # --- tokenizers ------------------------------------------------------------------------------------------------------
@@ -134,12 +132,17 @@ def read_tokenizer(folder: Path, kind: str) -> Tokenizer:
 
     Raises:
         MissingWeights: neither is there.
+        BadInput: `tokenizer.json` is damaged.
     """
-    import transformers
     from tokenizers import Tokenizer
 
     if (folder / TOKENIZER).is_file():
-        return Tokenizer.from_file(str(folder / TOKENIZER))
+        try:
+            return Tokenizer.from_file(str(folder / TOKENIZER))
+        except Exception as error:  # the library raises nothing narrower
+            raise BadInput(f"`{folder.name}/{TOKENIZER}` is damaged: {error}.", "Put the file there again.") from None
+    import transformers
+
     for name in VOCABULARIES[kind]:
         if not (folder / name).is_file():
             raise MissingWeights(f"`{folder.name}` has no `{TOKENIZER}` and no `{name}`.", "Put its files there.")

@@ -1,31 +1,26 @@
 """How text encoders with two sides learn: from questions with right passages and with hard negatives.
 
 Losses are the in-batch likelihood of DPR (arXiv:2004.04906, section 3.2) and ANCE's of pairs (arXiv:2007.00808,
-section 2). Large batches are read in parts, GradCache (Gao et al. 2021, arXiv:2101.06983): vectors of the whole batch
-first, without what their gradients need, then each part again with it. That is what torch's checkpoints do; the
-gradients are those of the whole batch. The rest is transformers' trainer.
+section 2). The rest, and how large batches are read in parts, is in `fitting`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from ...errors import BadInput
-from ...progress import step
 from ..base import Query
-from ..loading import quiet
+from ..fitting import Course, claim, in_parts, trained
 from ._towers import padded, vectors_of
 
 if TYPE_CHECKING:
@@ -93,20 +88,6 @@ class Fitting:
 # --- losses ----------------------------------------------------------------------------------------------------------
 
 
-def in_batch_nll(queries: Tensor, passages: Tensor, positives: Tensor, negatives: Tensor, right: Tensor) -> Tensor:
-    """Mean negative log-likelihood of each question's passage among all of the batch (DPR, equation 2).
-
-    Args:
-        queries, passages: (n, dim) and (m, dim).
-        positives: int64 (n,), the passage of each question.
-        negatives: not used: what is a negative of one question is one of all.
-        right: bool (n, m), passages known to answer; except for the positive they are left out.
-    """
-    scores = queries.float() @ passages.float().T
-    own = functional.one_hot(positives, len(passages)).bool()
-    return functional.cross_entropy(scores.masked_fill(right & ~own, -torch.inf), positives)
-
-
 def pair_nll(queries: Tensor, passages: Tensor, positives: Tensor, negatives: Tensor, right: Tensor) -> Tensor:
     """Mean negative log-likelihood of the right one of two passages, over all pairs (ANCE, equation 4).
 
@@ -147,17 +128,11 @@ class Towers(nn.Module):
     ) -> dict[str, Tensor]:
         queries = self.read(self.question, question_ids, question_mask)
         passages = self.read(getattr(self, "passage", self.question), passage_ids, passage_mask)
-        loss = self.loss(queries, passages, positives, negatives, right)
-        if not bool(torch.isfinite(loss)):
-            raise BadInput(f"The loss is `{loss.item()}`.", "Train with a lower learning rate.")
-        return {"loss": loss}
+        return {"loss": self.loss(queries, passages, positives, negatives, right)}
 
     def read(self, tower: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
         """Vectors (texts, dim), in parts where `chunk` says so."""
-        if not self.chunk or len(ids) <= self.chunk:
-            return vectors_of(tower, ids, mask)
-        parts = zip(torch.split(ids, self.chunk), torch.split(mask, self.chunk), strict=True)
-        return torch.cat([checkpoint(vectors_of, tower, *part, use_reentrant=False) for part in parts])
+        return in_parts(partial(vectors_of, tower), self.chunk, ids, mask)
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -258,8 +233,6 @@ def fit(
 ) -> None:
     """Train `network`; with held questions it ends as it was after its best epoch.
 
-    What is needed to go on is in `out_dir/checkpoints`, a line for each thing that happened in `out_dir/log.jsonl`.
-
     Args:
         refresh: gives the questions with the negatives of an epoch, from 0; it is asked when the epoch begins.
 
@@ -268,57 +241,38 @@ def fit(
         Cancelled, TimedOut: see `progress`; the epochs that ended are kept.
     """
     _checked(questions, held, fitting)
-    _claim(out_dir, questions, held, fitting)
-    data = _Draws(questions, fitting)
-    on_cpu = next(network.parameters()).device.type == "cpu"
-    arguments = TrainingArguments(
-        output_dir=str(out_dir / "checkpoints"),
-        num_train_epochs=fitting.epochs,
-        per_device_train_batch_size=fitting.batch,
-        per_device_eval_batch_size=fitting.batch,
-        learning_rate=fitting.rate,
-        warmup_steps=int(fitting.warmup * fitting.epochs * -(-len(questions) // fitting.batch)),
-        lr_scheduler_type="linear",
-        max_grad_norm=fitting.clip,
-        logging_steps=10,
-        eval_strategy="epoch" if held else "no",
-        save_strategy="epoch",
-        save_total_limit=2,
-        load_best_model_at_end=bool(held),
-        metric_for_best_model="loss",
-        greater_is_better=False,
-        prediction_loss_only=True,
+    asked = [[one.text, [item.id for item in (*one.right, *one.others)]] for one in (*questions, *held)]
+    claim(out_dir, asked, fitting=fitting)
+    course = Course(
+        fitting.epochs,
+        fitting.batch,
+        fitting.rate,
+        fitting.warmup,
+        patience=fitting.patience,
+        clip=fitting.clip,
+        decay=0.0,
         seed=fitting.seed,
-        data_seed=fitting.seed,
         bf16=fitting.bf16,
-        use_cpu=on_cpu,
-        report_to=[],
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        label_names=["positives"],
-        dataloader_pin_memory=not on_cpu,
     )
-    callbacks: list[Any] = [_Follow(out_dir / "log.jsonl", data, refresh)]
-    if held and fitting.patience:
-        callbacks.append(EarlyStoppingCallback(fitting.patience))
-    with quiet():
-        trainer = Trainer(
-            model=network,
-            args=arguments,
-            data_collator=lambda drawn: batch_of(drawn, sides),
-            train_dataset=data,
-            eval_dataset=_Draws(held, fitting) if held else None,
-            callbacks=callbacks,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=_last(out_dir / "checkpoints"))
+    data = _Draws(questions, fitting)
+    trained(
+        network,
+        course,
+        out_dir,
+        lambda drawn: batch_of(drawn, sides),
+        data,
+        _Draws(held, fitting) if held else None,
+        label="positives",
+        watching=[_Epochs(data, refresh)],
+        on_cpu=next(network.parameters()).device.type == "cpu",
+    )
 
 
-class _Follow(TrainerCallback):  # type: ignore[misc]
-    """Tells the progress, keeps a log, and says to the data which epoch it is."""
+class _Epochs(TrainerCallback):  # type: ignore[misc]
+    """Says to the data which epoch it is."""
 
-    def __init__(self, log: Path, data: _Draws, refresh: Callable[[int], Sequence[Question]] | None) -> None:
-        self._log, self._data, self._refresh = log, data, refresh
+    def __init__(self, data: _Draws, refresh: Callable[[int], Sequence[Question]] | None) -> None:
+        self._data, self._refresh = data, refresh
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, model: Any = None, **rest: Any) -> None:
         self._data.epoch = round(state.epoch or 0)
@@ -326,19 +280,6 @@ class _Follow(TrainerCallback):  # type: ignore[misc]
             model.eval()
             self._data.questions = self._refresh(self._data.epoch)
             model.train()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        step(state.global_step, state.max_steps, "training steps")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **rest: Any) -> None:
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
-
-
-def _last(folder: Path) -> str | None:
-    """The checkpoint to go on from; one that was cut off while it was written has no state yet."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
 def _checked(questions: Sequence[Question], held: Sequence[Question], fitting: Fitting) -> None:
@@ -352,19 +293,3 @@ def _checked(questions: Sequence[Question], held: Sequence[Question], fitting: F
         raise BadInput(f"`{fitting.epochs}` epochs and batches of `{fitting.batch}`.", "Give 1 or more.")
     if fitting.patience and not held:
         raise BadInput(f"The patience is `{fitting.patience}`, and there is nothing to lose it on.", "Give `held`.")
-
-
-def _claim(out_dir: Path, questions: Sequence[Question], held: Sequence[Question], fitting: Fitting) -> None:
-    """Say in `fit.json` what is fitted here, so that nobody goes on with something else."""
-    digest = hashlib.sha256()
-    for question in (*questions, *held):
-        ids = [item.id for item in (*question.right, *question.others)]
-        digest.update(json.dumps([question.text, ids]).encode())
-    wanted = {"data": digest.hexdigest(), **asdict(fitting)}
-    path = out_dir / "fit.json"
-    if path.is_file():
-        if json.loads(path.read_text("utf-8")) != wanted:
-            raise BadInput(f"`{out_dir.name}` holds a fit with other settings or data.", "Name an empty folder.")
-        return
-    out_dir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(wanted, indent=1), "utf-8")

@@ -20,7 +20,7 @@ import numpy as np
 from ...errors import BadInput, MissingWeights, Unsupported
 from ...progress import step
 from ..base import Encoder, Item, Query, Side, Space
-from ..loading import batches, dtype, encodable, in_int8, quiet, set_threads
+from ..loading import batches, dtype, encodable, finite, in_int8, quiet, set_threads
 from ..scripts import latin_share
 from ..searchable import searchable_text
 from ._int8_bert import Int8Bert
@@ -101,29 +101,21 @@ class AllMiniLM(Encoder):
 
         Raises:
             MissingWeights: one of the files is not there.
+            BadInput: they are of another model, or damaged.
             Unsupported: int8 on a machine that does not compute in it.
         """
-        from tokenizers import Tokenizer
-
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
             if not (folder / name).is_file():
                 raise MissingWeights(f"`{WEIGHTS}` has no `{name}`.", "Run `triptych pull embedded`.")
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        from ._towers import read_config, read_tokenizer
+
+        size = read_config(folder, "bert").get("hidden_size")
+        if size != DIM:
+            raise BadInput(f"`{folder.name}` holds a model of `{size}` dimensions.", f"Give one of {DIM}.")
+        tokenizer = read_tokenizer(folder, "bert")
         if in_int8(precision, device):
             return cls(Int8Bert.load(folder, threads or set_threads(0)), tokenizer)
-        from transformers import BertModel
-
-        with quiet():
-            model = BertModel.from_pretrained(
-                folder,
-                dtype=dtype(precision, device),
-                attn_implementation="sdpa",
-                add_pooling_layer=False,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-            )
-        return cls(model.eval().to(device), tokenizer)
+        return cls(_bert(folder, dtype(precision, device)).eval().to(device), tokenizer)
 
     @classmethod
     def tiny(cls, seed: int = 0) -> AllMiniLM:
@@ -256,10 +248,40 @@ def _text(given: Item | Query) -> str:
     return given.text
 
 
+def _bert(folder: Path, wanted: Any) -> Any:
+    """The `BertModel` in `folder`, in the torch dtype `wanted`; transformers itself would fill gaps at random.
+
+    Raises:
+        BadInput: a tensor is missing, unknown or of another shape, or the file is damaged.
+    """
+    from safetensors import SafetensorError
+    from transformers import BertModel
+
+    try:
+        with quiet():
+            model, told = BertModel.from_pretrained(
+                folder,
+                dtype=wanted,
+                attn_implementation="sdpa",
+                add_pooling_layer=False,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except SafetensorError as error:
+        raise BadInput(f"`model.safetensors` cannot be read: {error}.", "Run `triptych pull embedded`.") from None
+    unknown = [key for key in told["unexpected_keys"] if not key.startswith(("pooler.", "embeddings.position_ids"))]
+    mismatched = [one if isinstance(one, str) else one[0] for one in told["mismatched_keys"]]
+    for key in sorted([*told["missing_keys"], *unknown, *mismatched]):
+        raise BadInput(f"`model.safetensors` has no such `{key}` as the model.", "Give the weights of this model.")
+    return model
+
+
 def _unit(rows: np.ndarray) -> np.ndarray:
     """Each row of float32 (n, 384) at unit length."""
-    made: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    return made
+    return finite(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny))
 
 
 def _padded(pieces: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:

@@ -194,7 +194,8 @@ class ANCE(Encoder):
         fitting: Fitting | None = None,
         in_batch: bool = False,
     ) -> ANCE:
-        from ._training import Fitting, Sides, Towers, fit, in_batch_nll, mined, nearest, pair_nll
+        from ..fitting import in_batch_nll
+        from ._training import Fitting, Sides, Towers, fit, mined, nearest, pair_nll
 
         made = ANCE(deepcopy(self.tower).float(), self.tokenizer)
         fitting = fitting or Fitting(epochs=10, batch=16, rate=1e-5)

@@ -190,7 +190,8 @@ class DPR(Encoder):
         Raises:
             BadInput: no questions, or `out_dir` holds a fit with other settings or data.
         """
-        from ._training import Fitting, Sides, Towers, fit, in_batch_nll
+        from ..fitting import in_batch_nll
+        from ._training import Fitting, Sides, Towers, fit
 
         tied = self.question is self.passage
         question = deepcopy(self.question).float()

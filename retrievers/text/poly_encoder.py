@@ -36,7 +36,7 @@ from ..stores.milvus import MilvusStore, batched
 from ..stores.rows import checked
 from ..stores.table import MAX_K
 from ..stores.vectors import VectorStore
-from ._poly_shape import Example, Fitted, Fitting, Shape
+from ._poly_shape import Example, Fitting, Shape
 from ._stored import BATCH, store_in, text_of
 
 if TYPE_CHECKING:
@@ -46,10 +46,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from ...manifests.registry import Card
+    from ..fitting import Fitted
     from ..parts import Parts
     from ._poly_network import PolyNetwork
 
-__all__ = ["Example", "Fitted", "Fitting", "PolyEncoder", "Shape", "poly_scores"]
+__all__ = ["Example", "Fitting", "PolyEncoder", "Shape", "poly_scores"]
 
 SHORTLIST = 64
 """Passages that each context vector names at first, or twice as many as are asked for."""

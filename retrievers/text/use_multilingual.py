@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
-from ...errors import MissingWeights, Unsupported
+from ...errors import BadInput, MissingWeights, Unsupported
 from ...progress import step
 from ..base import Encoder, Item, Query, Side, Space
-from ..loading import batches, encodable
+from ..loading import batches, encodable, finite
 from ..scripts import script_share
 from ..searchable import searchable_text
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ..parts import Parts
 
 WEIGHTS = "use_multilingual"
+MENDS = "Run `triptych pull embedded`."
 DIM = 512
 ORDERS = (2, 3, 5)
 WIDTH = 256
@@ -82,15 +84,12 @@ class USEMultilingual(Encoder):
 
         Raises:
             MissingWeights: one of the files is not there.
+            BadInput: it is of another model, or damaged.
         """
-        from sentencepiece import SentencePieceProcessor
-
         for name in ("sp.model", "weights.npz"):
             if not (folder / name).is_file():
-                raise MissingWeights(f"`{WEIGHTS}` has no `{name}`.", "Run `triptych pull embedded`.")
-        with np.load(folder / "weights.npz", allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        processor = SentencePieceProcessor(model_file=str(folder / "sp.model"))
+                raise MissingWeights(f"`{WEIGHTS}` has no `{name}`.", MENDS)
+        tensors, processor = _read(folder / "weights.npz", device), _processor(folder / "sp.model")
 
         def tokenize(texts: Sequence[str]) -> list[list[int]]:
             found: list[list[int]] = processor.encode(
@@ -98,7 +97,7 @@ class USEMultilingual(Encoder):
             )
             return found
 
-        return cls(_tensors(arrays, device), tokenize)
+        return cls(tensors, tokenize)
 
     @classmethod
     def tiny(cls, seed: int = 0) -> USEMultilingual:
@@ -128,7 +127,7 @@ class USEMultilingual(Encoder):
             step(done, len(texts), "passages")
             vectors[rows] = self._forward([pieces[row] for row in rows])
             done += len(rows)
-        return vectors
+        return finite(vectors)
 
     def _forward(self, pieces: Sequence[Sequence[int]]) -> np.ndarray:
         import torch
@@ -184,6 +183,35 @@ def _norm(x: Any, gain: Any, bias: Any) -> Any:
     return layer_norm(x, gain.shape, gain, bias, _EPSILON)
 
 
+def _read(file: Path, device: str) -> dict[str, Any]:
+    """See `_tensors`.
+
+    Raises:
+        BadInput: an array is missing or of another shape, or the file is damaged.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+    except (ValueError, OSError, BadZipFile):
+        raise BadInput(f"`{file.name}` cannot be read: it is no archive of arrays, or damaged.", MENDS) from None
+    for name, shape in _shapes().items():
+        if name not in arrays:
+            raise BadInput(f"`{file.name}` has no `{name}`.", MENDS)
+        given = arrays[name].shape
+        if given[-len(shape) :] != shape:  # of the table's blocks the width alone is fixed
+            raise BadInput(f"`{name}` in `{file.name}` has the shape `{given}` instead of `{shape}`.", MENDS)
+    return _tensors(arrays, device)
+
+
+def _processor(file: Path) -> Any:
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        return SentencePieceProcessor(model_file=str(file))
+    except (RuntimeError, OSError):  # its message has the file's whole path
+        raise BadInput(f"`{file.name}` cannot be read: it is no SentencePiece model, or damaged.", MENDS) from None
+
+
 def _tensors(arrays: Mapping[str, np.ndarray], device: str) -> dict[str, Any]:
     """What `USEMultilingual` takes, from the file's arrays: one table, and n-gram weights as convolutions want them."""
     import torch
@@ -215,11 +243,10 @@ def _bytes(texts: Sequence[str]) -> list[list[int]]:
     return [[1, *(3 + byte for byte in text.encode("utf-8", "replace")), 2] for text in texts]
 
 
-def _random_arrays(seed: int) -> dict[str, np.ndarray]:
-    """Arrays with the names and shapes of the weights' file, for 272 pieces."""
-    random = np.random.default_rng(seed)
+def _shapes() -> dict[str, tuple[int, ...]]:
+    """Of the arrays in the weights' file; `q…` are blocks of the table, of any length."""
     features = DIM + len(ORDERS) * WIDTH
-    shapes: dict[str, tuple[int, ...]] = {
+    return {
         "cnn_W": (features, DIM),
         "d0": (DIM, HIDDEN),
         "d1": (HIDDEN, HIDDEN),
@@ -229,12 +256,22 @@ def _random_arrays(seed: int) -> dict[str, np.ndarray]:
         "p3": (HIDDEN, DIM),
         **{f"proj{order}": (DIM, WIDTH) for order in ORDERS},
         **{f"w{n}_{order}": (order * WIDTH, WIDTH) for order in ORDERS for n in (1, 2)},
+        **dict.fromkeys(("ln_g", "ln_b"), (features,)),
+        **dict.fromkeys(("scale", "lo"), (BLOCKS,)),
+        "cnn_b": (DIM,),
+        **{f"{name}{order}": (WIDTH,) for order in ORDERS for name in ("ln_g", "ln_b", "proj_b", "b1_", "b2_")},
+        **{f"q{n}": (DIM,) for n in range(1, BLOCKS + 1)},
     }
-    arrays = {name: random.normal(0, shape[0] ** -0.5, shape).astype(np.float32) for name, shape in shapes.items()}
-    arrays |= {f"q{n}": random.integers(0, 256, (16, DIM), np.uint8) for n in range(1, BLOCKS + 1)}
-    ones = {"ln_g": features, "scale": BLOCKS, **{f"ln_g{order}": WIDTH for order in ORDERS}}
-    zeros = {"ln_b": features, "cnn_b": DIM, "lo": BLOCKS} | {
-        name: WIDTH for order in ORDERS for name in (f"proj_b{order}", f"ln_b{order}", f"b1_{order}", f"b2_{order}")
-    }
-    arrays |= {name: np.ones(size, np.float32) for name, size in ones.items()}
-    return arrays | {name: np.zeros(size, np.float32) for name, size in zeros.items()}
+
+
+def _random_arrays(seed: int) -> dict[str, np.ndarray]:
+    """Arrays with the names and shapes of the weights' file, for 272 pieces."""
+    random, arrays = np.random.default_rng(seed), {}
+    for name, shape in _shapes().items():
+        if len(shape) > 1:
+            arrays[name] = random.normal(0, shape[0] ** -0.5, shape).astype(np.float32)
+        elif name.startswith("q"):
+            arrays[name] = random.integers(0, 256, (16, *shape), np.uint8)
+        else:
+            arrays[name] = np.full(shape, float(name.startswith(("ln_g", "scale"))), np.float32)
+    return arrays

@@ -16,7 +16,7 @@ from ...errors import BadInput, MissingWeights, Unsupported
 from ...progress import step
 from ..base import Item, Query
 from ..loading import batches, encodable, quiet
-from ._inputs import seen
+from ._inputs import seen, shows, words
 from ._vectors import unit
 
 if TYPE_CHECKING:
@@ -64,14 +64,14 @@ class Dual:
             Cancelled, TimedOut: see `progress`.
         """
         vectors = np.empty((len(inputs), dim), np.float32)
-        shown = [row for row, one in enumerate(inputs) if shows(one)]
-        words = [row for row, one in enumerate(inputs) if not shows(one)]
-        ids = self.frame([seen(inputs[row], EDGE).text for row in words])
+        shown = [row for row in range(len(inputs)) if shows(inputs[row])]
+        told = [row for row in range(len(inputs)) if not shows(inputs[row])]
+        ids = self.frame([words(inputs[row]) for row in told])
         done = 0
         for batch in batches([len(one) for one in ids], BATCH_TOKENS):
             step(done, len(inputs), "inputs")
             with torch.inference_mode():
-                vectors[[words[place] for place in batch]] = unit(self.texts([ids[place] for place in batch]))
+                vectors[[told[place] for place in batch]] = unit(self.texts([ids[place] for place in batch]))
             done += len(batch)
         size = max(1, BATCH_TOKENS // self.patches)
         for start in range(0, len(shown), size):
@@ -93,11 +93,6 @@ class Dual:
 
 def _mean(vectors: np.ndarray) -> np.ndarray:
     return unit(torch.from_numpy(vectors.mean(axis=0)))
-
-
-def shows(given: Item | Query) -> bool:
-    """Whether it is read by what it shows: anything with media but a passage of text."""
-    return given.media is not None and not (isinstance(given, Item) and given.modality == "text")
 
 
 def reads_one(query: Query) -> bool:
@@ -163,3 +158,14 @@ def fits(tokenizer: Tokenizer, size: int) -> None:
     known = tokenizer.get_vocab_size()
     if known > size:
         raise BadInput(f"The tokenizer knows `{known}` pieces, the model `{size}`.", "Give the model's own tokenizer.")
+
+
+def squares(pictures: Any, edge: int) -> None:
+    """Raise `BadInput` unless the processor makes squares of `edge` pixels of any picture."""
+    from PIL import Image
+
+    made = pictures(images=[Image.new("RGB", (3, 5))], return_tensors="pt")["pixel_values"].shape[-2:]
+    if tuple(made) != (edge, edge):
+        size = " × ".join(map(str, made))
+        wrong = f"The processor makes pictures of `{size}` pixels, the model reads `{edge}`."
+        raise BadInput(wrong, "Give the model's own `preprocessor_config.json`.")

@@ -50,17 +50,41 @@ def seen(given: Item | Query, edge: int, frames: int = 1) -> Seen:
         UnreadableFile: what it shows is gone, damaged, too large, or cannot be shown as a picture.
         BadInput: a picture that is a line.
     """
+    if given.media is not None and shows(given):
+        return Seen(words(given), tuple(_upright(part, edge) for part in _frames(given.media, frames)))
+    return Seen(words(given))
+
+
+def shows(given: Item | Query) -> bool:
+    """Whether `seen` finds a picture: there is media, and it is not that of a passage of text."""
+    return given.media is not None and not (isinstance(given, Item) and given.modality == "text")
+
+
+def words(given: Item | Query) -> str:
+    """The text of `seen`, without opening what is shown.
+
+    Raises:
+        Unsupported: a query with neither text nor anything to show.
+    """
     if isinstance(given, Query):
-        text, media = given.text or "", given.media
-    else:
-        alone = given.modality == "page" and given.media is not None
-        text = "" if alone else searchable_text(given) if given.modality == "text" else given.text
-        media = None if given.modality == "text" else given.media
-    if media is not None:
-        return Seen(text, tuple(_upright(part, edge) for part in _frames(media, frames)))
-    if isinstance(given, Query) and given.text is None:
-        raise Unsupported("The query has no text and no media.", "Ask with words, with a picture, or with both.")
-    return Seen(text)
+        if given.text is None and given.media is None:
+            raise Unsupported("The query has no text and no media.", "Ask with words, with a picture, or with both.")
+        return given.text or ""
+    if given.modality == "text":
+        return searchable_text(given)
+    return "" if given.modality == "page" and given.media is not None else given.text
+
+
+def pictured(item: Item, edge: int) -> Image:
+    """What an item shows, whatever it says: of a passage of a document its page, of a video one key frame.
+
+    Raises:
+        Unsupported: it shows nothing.
+        UnreadableFile, BadInput: as `seen`.
+    """
+    if item.media is None:
+        raise Unsupported(f"The item `{item.id}` has nothing to look at.", "Search its text otherwise.")
+    return _upright(item.media, edge)
 
 
 def _frames(media: MediaRef, count: int) -> list[MediaRef]:

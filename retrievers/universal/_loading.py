@@ -4,6 +4,7 @@ accounted for, adapters merged, picture processors that need no torchvision."""
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BadInput, MissingExtra, MissingWeights
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-ADAPTER = "adapter_config.json"
+ADAPTER, ADAPTED = "adapter_config.json", "adapter_model.safetensors"
+NOWHERE = "no-adapter-is-here"
+OF_PEFT = "base_model.model."
+"""How peft begins every key."""
 
 
 def kind_of(folder: Path, *kinds: str) -> dict[str, Any]:
@@ -70,6 +74,8 @@ def loaded(
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 key_mapping=dict(renamed) if renamed else None,
+                # An adapter beside the weights would be put on here, without a check of its keys: see `adapted`.
+                adapter_kwargs={"subfolder": NOWHERE},
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise BadInput(f"`{folder.name}` cannot be read: {_first(error)}.", "Put its files there again.") from error
@@ -85,24 +91,52 @@ def loaded(
     return made.eval().to(device)
 
 
-def adapted(model: Any, folder: Path) -> Any:
-    """`model` with the low-rank adapter in `folder` merged into its weights.
+def adapted(model: Any, folder: Path, *, renamed: Mapping[str, str] | None = None) -> Any:
+    """`model` with the low-rank adapter in `folder` merged into its weights, every key of it accounted for.
+
+    Args:
+        renamed: as for `loaded`, of keys without peft's own beginning; the first that fits counts. Adapters keep the
+            names of the class and the release of transformers that they were made with.
 
     Raises:
         MissingExtra: peft is not installed.
-        BadInput: the adapter is of another model.
+        MissingWeights: the folder has no `adapter_model.safetensors`.
+        BadInput: the adapter is of another model; names the first key.
     """
     try:
-        from peft import PeftModel
+        from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+        from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
     except ImportError:
         raise MissingExtra("The package `peft` is not installed.", "Run `pip install 'triptych[train]'`.") from None
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    fits = "Give the adapter of this model."
+    if not (folder / ADAPTED).is_file():
+        raise MissingWeights(f"`{folder.name}` has no `{ADAPTED}`.", "Put the adapter's own file there.")
     with quiet():
         try:
-            found = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
-        except (KeyError, RuntimeError, ValueError) as error:
-            fits = "Give the adapter of this model."
+            config = PeftConfig.from_pretrained(str(folder))
+            tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](model, config, "default")
+            given = {_renamed(key, renamed or {}): values for key, values in load_file(folder / ADAPTED).items()}
+            wanted = get_peft_model_state_dict(tuner.model, save_embedding_layers=False).keys()
+            for what, keys in (("lacks", wanted - given.keys()), ("has an unknown", given.keys() - wanted)):
+                if keys:
+                    raise BadInput(f"The adapter in `{folder.name}` {what} `{min(keys)}`.", fits)
+            set_peft_model_state_dict(tuner.model, given)
+        except (KeyError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
             raise BadInput(f"The adapter in `{folder.name}` does not fit: {_first(error)}.", fits) from error
-    return found.merge_and_unload().eval()
+        return tuner.merge_and_unload().eval()
+
+
+def _renamed(key: str, renamed: Mapping[str, str]) -> str:
+    """A key of an adapter as it is called in the class that is adapted."""
+    own = key.removeprefix(OF_PEFT)
+    for pattern, told in renamed.items():
+        changed, found = re.subn(pattern, told, own, count=1)
+        if found:
+            return changed
+    return own
 
 
 def processor(kind: Any, folder: Path) -> Any:

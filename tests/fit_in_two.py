@@ -1,0 +1,55 @@
+"""Two processes that learn from a batch together, for `test_fitting`.
+
+Argument: the folder of the batch, into which each writes its loss and its gradients.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, distributed, multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from triptych.retrievers.fitting import gathered, in_batch_nll, in_parts, of_all, rows_before
+
+OWN = ((slice(0, 3), slice(0, 4)), (slice(3, 7), slice(4, 10)))
+"""Queries and passages of each process."""
+
+
+class Learner(nn.Module):
+    """A small network, always the same, under the loss of all processes; it reads 2 texts at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tower = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 4))
+
+    def forward(self, queries: Tensor, passages: Tensor, positives: Tensor, right: Tensor) -> Tensor:
+        asked, told = (in_parts(self.tower, 2, one) for one in (queries, passages))
+        positives = gathered(positives + rows_before(told))
+        return of_all(in_batch_nll(gathered(asked), gathered(told), positives, torch.empty(0), gathered(right)))
+
+
+def main(rank: int, folder: Path) -> None:
+    """What each process does: learn from its own rows of the batch, among all."""
+    store = distributed.FileStore(str(folder / "store"), 2)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    batch = load_file(folder / "batch.safetensors")
+    asked, told = OWN[rank]
+    positives = batch["positives"][asked] - told.start  # a process knows of its own passages only
+    learner = DistributedDataParallel(Learner())
+    loss = learner(batch["queries"][asked], batch["passages"][told], positives, batch["right"][asked])
+    loss.backward()
+    gradients = {name: one.grad for name, one in learner.module.named_parameters() if one.grad is not None}
+    save_file(gradients, folder / f"{rank}.safetensors")
+    (folder / f"{rank}.json").write_text(json.dumps(loss.item()), "utf-8")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":  # forked: what is imported is imported once
+    multiprocessing.start_processes(main, (Path(sys.argv[1]),), 2, start_method="fork")
