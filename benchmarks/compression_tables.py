@@ -6,7 +6,7 @@ less often than once in twenty times (`CHANCE`, the paired test of the result, n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,13 @@ COLUMNS = (
 )
 
 
+FEWER = {
+    "longer": "LongLLMLingua and Prompt-SAW, which are slow, on fewer questions",
+    "own": "LLMLingua-2 and CPC with small weights of our own (the authors' were not at hand), on fewer questions",
+}
+"""Further runs on the same data: how their names end → what they are for."""
+
+
 def kept(one: Result) -> str:
     """A row for each system, a column for each measure that the data has and each size; `""` without figures.
 
@@ -75,15 +82,11 @@ def legend(one: Result) -> str:
 def page(found: Sequence[Result]) -> Iterator[str]:
     """The paragraphs and tables over all data sets, at `RATE` of the tokens."""
     by_name = {one.name: one for one in found}
-    columns = [column for column in COLUMNS if column.result in by_name]
+    columns, results = _present(by_name, "")
     if not columns:
         return
-    results = [by_name[column.result] for column in columns]
-    heads = [f"{column.what}: {MEASURES[column.metric]}" for column in columns]
     yield f"**What is kept of the gold at {_times(RATE)}**{legend(results[0])}:"
-    yield _side_by_side(results, heads, [column.metric for column in columns])
-    yield f"**Milliseconds a question** (p50) at {_times(RATE)}, in the same runs:"
-    yield _side_by_side(results, [column.what for column in columns], ["ms_p50"] * len(columns))
+    yield from _kept_and_time(columns, results)
     placed = [
         (one, f"{column.what}: {third}", metric)
         for column, one in zip(columns, results, strict=True)
@@ -94,7 +97,29 @@ def page(found: Sequence[Result]) -> Iterator[str]:
     if placed:
         yield f"**By the third of the contexts where the gold stands**, at {_times(RATE)}:"
         yield _side_by_side(*zip(*placed, strict=True))
-    yield "On what: " + "; ".join(report.sizes(data) for one in results for data in one.data) + "."
+    yield _on_what(results)
+    for ending, what in FEWER.items():
+        columns, results = _present(by_name, f"_{ending}")
+        if columns:
+            yield f"**{what}**, at {_times(RATE)}{legend(results[0])}:"
+            yield from _kept_and_time(columns, results)
+            yield _on_what(results)
+
+
+def _present(by_name: Mapping[str, Result], ending: str) -> tuple[list[Column], list[Result]]:
+    columns = [column for column in COLUMNS if f"{column.result}{ending}" in by_name]
+    return columns, [by_name[f"{column.result}{ending}"] for column in columns]
+
+
+def _kept_and_time(columns: Sequence[Column], results: Sequence[Result]) -> Iterator[str]:
+    heads = [f"{column.what}: {MEASURES[column.metric]}" for column in columns]
+    yield _side_by_side(results, heads, [column.metric for column in columns])
+    yield f"**Milliseconds a question** (p50) at {_times(RATE)}, in the same runs:"
+    yield _side_by_side(results, [column.what for column in columns], ["ms_p50"] * len(columns))
+
+
+def _on_what(results: Sequence[Result]) -> str:
+    return "On what: " + "; ".join(report.sizes(data) for one in results for data in one.data) + "."
 
 
 def _side_by_side(results: Sequence[Result], heads: Sequence[str], metrics: Sequence[str]) -> str:
