@@ -38,8 +38,7 @@ class Card:
         builds_on: ids of systems whose code it may import.
         evidence: a path under `benchmarks/results/`, or `pending`.
         result: that file's finding in one line.
-        memory_gb: of its smallest checkpoint in bfloat16, for systems that are meant for a graphics card; 0: any machine
-            will do.
+        memory_gb: of its smallest checkpoint in bfloat16; 0: small enough for any machine.
     """
 
     id: str

@@ -17,7 +17,6 @@ the adapter and without, in context and alone. With `--keep FOLDER` what was lea
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import _proof
 import numpy as np
+from _learned import Namespace, asked_for, command
 
 from triptych.manifests.weights import folder
 from triptych.refiners.hard._cpc_training import Example, Training, example
@@ -173,7 +173,7 @@ def arm(encoder: object, read: str) -> Arm:
     return Arm(system="all_minilm_l6_v2", settings={"read": read}, metrics=means, per_query=values)
 
 
-def pooling(given: argparse.Namespace) -> Result:
+def pooling(given: Namespace) -> Result:
     """The pooling alone, by the embedded encoder."""
     encoder = _proof.stages().encoder()
     arms = [arm(encoder, read) for read in ("sentence", "document", "theme")]
@@ -183,7 +183,7 @@ def pooling(given: argparse.Namespace) -> Result:
         name="cpc",
         kind="proof",
         title="Sentence vectors pooled in context against sentences read alone, pronouns in every evidence sentence",
-        command=command(given),
+        command=command("cpc", given),
         seed=given.seed,
         data=(_proof.own("pronouns", [*texts, *questions], questions=len(questions), sentences=len(texts)),),
         environment=environment(),
@@ -263,7 +263,7 @@ def alone(cpc: CPC) -> Callable[[str, Sequence[str]], np.ndarray]:
     return scores
 
 
-def trained(given: argparse.Namespace) -> Result:
+def trained(given: Namespace) -> Result:
     """An adapter that was trained here, on held-out questions."""
     questions = datasets.questions(given.questions, limit=given.limit, seed=given.seed)
     everything = datasets.questions(given.questions).rows
@@ -295,7 +295,7 @@ def trained(given: argparse.Namespace) -> Result:
         name="cpc_trained",
         kind="proof",
         title="A CPC adapter of our own on SmolLM2-135M: the sentence that answers a held-out question",
-        command=command(given),
+        command=command("cpc", given),
         seed=given.seed,
         data=(
             DataInfo(name=given.train.stem, sha256=sha256(given.train), sizes={"questions": len(data)}),
@@ -323,30 +323,8 @@ def keep(fitted: Path, out: Path) -> None:
         shutil.copytree(fitted / part, out / part, dirs_exist_ok=True)
 
 
-def asked_for() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path, help="questions with the passages that answer them, to learn from")
-    parser.add_argument("--questions", type=Path, help="questions with contexts, to measure on")
-    parser.add_argument("--limit", type=int, help="so many of them, drawn at random with the seed")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seeds", type=int, default=1, help="so many fits")
-    parser.add_argument("--keep", type=Path, help="a folder for what was learned, and to go on from")
-    parser.add_argument("--out", type=Path, default=_proof.RESULTS)
-    given = parser.parse_args()
-    if (given.train is None) != (given.questions is None):
-        parser.error("--train and --questions go together")
-    return given
-
-
-def command(given: argparse.Namespace) -> str:
-    words = ["make", "prove", "ID=cpc"]
-    words += [f"TRAIN={given.train.name}", f"QUESTIONS={given.questions.name}"] if given.train else []
-    words += [f"LIMIT={given.limit}"] if given.limit else []
-    return " ".join(words)
-
-
 def main() -> None:
-    given = asked_for()
+    given = asked_for(__doc__, 1)
     _proof.write(trained(given) if given.train else pooling(given), given.out)
 
 

@@ -16,7 +16,6 @@ what was learned stays in `FOLDER/llmlingua2`, for `weights/llmlingua2` of a hom
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import random
@@ -33,6 +32,7 @@ from typing import Any
 
 import _proof
 import numpy as np
+from _learned import Namespace, asked_for, command
 from llmlingua import PromptCompressor
 from sklearn.metrics import roc_auc_score
 from transformers import PreTrainedTokenizerFast
@@ -117,7 +117,7 @@ def plain(text: str) -> str:
     return " ".join("".join(one if one.isalnum() else " " for one in text).split())
 
 
-def decisions(given: argparse.Namespace) -> Result:
+def decisions(given: Namespace) -> Result:
     """Ours beside the package's, on random classifiers."""
     texts = passages()
     kept: dict[str, dict[str, list[float]]] = {"llmlingua2": {}, "llmlingua": {}}
@@ -152,7 +152,7 @@ def decisions(given: argparse.Namespace) -> Result:
         name="llmlingua2",
         kind="proof",
         title="LLMLingua-2's decisions beside the package's, and whether what comes back stands in its source",
-        command=command(given),
+        command=command("llmlingua2", given),
         seed=given.seed,
         data=(_proof.own("station", [text for _, text in texts], passages=len(texts)),),
         environment=environment(("llmlingua",)),
@@ -298,13 +298,13 @@ def measured(
     return arm.model_copy(update={"settings": settings})
 
 
-def trained(given: argparse.Namespace) -> Result:
+def trained(given: Namespace) -> Result:
     """A classifier that was trained here, its teacher, and two rules."""
     with tempfile.TemporaryDirectory() as scratch:
         return _trained(given, (given.keep or Path(scratch)) / "work" / "llmlingua2")
 
 
-def _trained(given: argparse.Namespace, work: Path) -> Result:
+def _trained(given: Namespace, work: Path) -> Result:
     questions = datasets.questions(given.questions, limit=given.limit, seed=given.seed)
     everything = datasets.questions(given.questions).rows
     asked = golden(questions.rows)
@@ -343,7 +343,7 @@ def _trained(given: argparse.Namespace, work: Path) -> Result:
         kind="proof",
         title="An LLMLingua-2 classifier of our own, its teacher LLMLingua, words by TF-IDF and by chance: half of the "
         "tokens",
-        command=command(given),
+        command=command("llmlingua2", given),
         seed=given.seed,
         data=(
             DataInfo(name=given.train.stem, sha256=sha256(given.train), sizes={"passages": len(known)}),
@@ -376,30 +376,8 @@ def keep(fitted: Path, out: Path) -> None:
         shutil.copyfile(fitted / name, out / name)
 
 
-def asked_for() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path, help="questions with passages, to learn from")
-    parser.add_argument("--questions", type=Path, help="questions with contexts, to measure on")
-    parser.add_argument("--limit", type=int, help="so many of them, drawn at random with the seed")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seeds", type=int, default=3, help="so many fits")
-    parser.add_argument("--keep", type=Path, help="a folder for what was learned, and to go on from")
-    parser.add_argument("--out", type=Path, default=_proof.RESULTS)
-    given = parser.parse_args()
-    if (given.train is None) != (given.questions is None):
-        parser.error("--train and --questions go together")
-    return given
-
-
-def command(given: argparse.Namespace) -> str:
-    line = ["make", "prove", "ID=llmlingua2"]
-    line += [f"TRAIN={given.train.name}", f"QUESTIONS={given.questions.name}"] if given.train else []
-    line += [f"LIMIT={given.limit}"] if given.limit else []
-    return " ".join(line)
-
-
 def main() -> None:
-    given = asked_for()
+    given = asked_for(__doc__, 3)
     _proof.write(trained(given) if given.train else decisions(given), given.out)
 
 
