@@ -7,11 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..errors import BadInput, Unsupported
+from ..errors import BadInput, MissingWeights, Unsupported
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import torch
+    from tokenizers import Tokenizer
 
 # Read when torch is first imported. Threads that spin while they wait starve each other on a busy machine: a rerank
 # beside three other processes took ten times as long.
@@ -19,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SHARED = 32
 """Tokens that prompts have to begin with in common so that these are read only once."""
+TOKENIZER = "tokenizer.json"
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 
 
@@ -98,6 +102,31 @@ def _computes_bfloat16(device: str) -> bool:
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device == "cpu" and computes_bfloat16()
+
+
+def read_tokenizer(folder: Path, files: Sequence[str] = (), reader: str = "") -> Tokenizer:
+    """From `tokenizer.json`, else from `files` by the transformers class `reader`.
+
+    Raises:
+        MissingWeights: neither is there.
+        BadInput: `tokenizer.json` is damaged.
+    """
+    from tokenizers import Tokenizer
+
+    if (folder / TOKENIZER).is_file():
+        try:
+            return Tokenizer.from_file(str(folder / TOKENIZER))
+        except Exception as error:  # the library raises nothing narrower
+            raise BadInput(f"`{folder.name}/{TOKENIZER}` is damaged: {error}.", "Put the file there again.") from None
+    lacking = [name for name in files if not (folder / name).is_file()]
+    if lacking or not files:
+        also = f" and no `{lacking[0]}`" if lacking else ""
+        raise MissingWeights(f"`{folder.name}` has no `{TOKENIZER}`{also}.", "Put the model's own files there.")
+    import transformers
+
+    with quiet():
+        made: Tokenizer = getattr(transformers, reader).from_pretrained(folder, local_files_only=True).backend_tokenizer
+    return made
 
 
 @contextmanager

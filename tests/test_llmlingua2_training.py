@@ -19,7 +19,6 @@ from triptych.refiners.base import Budget, Passage, Piece, Refined, Refiner
 from triptych.refiners.hard._llmlingua2_training import (
     IGNORED,
     Example,
-    Training,
     aligned,
     distilled,
     labelled,
@@ -28,12 +27,13 @@ from triptych.refiners.hard._llmlingua2_training import (
 )
 from triptych.refiners.hard.llmlingua2 import CHUNK, LLMLingua2
 from triptych.refiners.tokens import count
+from triptych.retrievers.fitting import Course
 
 if TYPE_CHECKING:
     from triptych.retrievers.base import Hit, Query
 
 TEXT = "The mill was built in 1911. Nobody knows who paid for it. The mayor opened it on a cold day."
-COURSE = Training(epochs=16, batch=4, rate=1e-2, patience=0)
+COURSE = Course(epochs=16, batch=4, rate=1e-2, patience=0)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def right(refiner: LLMLingua2, examples: Sequence[Example]) -> float:
 
 def test_a_classifier_learns_and_its_folder_loads(tiny: LLMLingua2, examples: list[Example], tmp_path: Path) -> None:
     before = tiny.decide(examples[0].text, 0.5).probabilities
-    made = tiny.fit(examples[:20], tmp_path, held=examples[20:], training=COURSE)
+    made = tiny.fit(examples[:20], tmp_path, held=examples[20:], course=COURSE)
     assert right(made, examples[20:]) > 0.9 > right(tiny, examples[20:])
     again = LLMLingua2.from_folder(tmp_path, "float32")
     ours, theirs = made.decide(examples[0].text, 0.5), again.decide(examples[0].text, 0.5)
@@ -189,12 +189,12 @@ def test_a_fit_that_was_stopped_ends_as_if_it_had_not_been(
         if what == "training steps" and done == 8:
             event.set()
 
-    course = Training(epochs=2, batch=4, rate=1e-2)
+    course = Course(epochs=2, batch=4, rate=1e-2)
     with reporting(stop, cancelled=event), pytest.raises(Cancelled):
-        tiny.fit(examples, tmp_path / "stopped", training=course)
+        tiny.fit(examples, tmp_path / "stopped", course=course)
     assert not (tmp_path / "stopped" / "model.safetensors").exists()
-    on = tiny.fit(examples, tmp_path / "stopped", training=course)
-    whole = tiny.fit(examples, tmp_path / "whole", training=course)
+    on = tiny.fit(examples, tmp_path / "stopped", course=course)
+    whole = tiny.fit(examples, tmp_path / "whole", course=course)
     np.testing.assert_allclose(
         on.decide(examples[0].text, 0.5).probabilities, whole.decide(examples[0].text, 0.5).probabilities, atol=1e-6
     )
@@ -205,10 +205,10 @@ def test_a_folder_of_another_fit_and_nothing_to_learn_are_refused(
 ) -> None:
     with pytest.raises(BadInput, match="`0` chunks"):
         tiny.fit([], tmp_path)
-    course = Training(epochs=1, batch=24)
-    tiny.fit(examples, tmp_path, training=course)
+    course = Course(epochs=1, batch=24, rate=1e-5)
+    tiny.fit(examples, tmp_path, course=course)
     with pytest.raises(BadInput, match="holds a fit with other settings or data"):
-        tiny.fit(examples[:8], tmp_path, training=course)
+        tiny.fit(examples[:8], tmp_path, course=course)
 
 
 def test_a_fit_begins_with_an_encoder_under_a_head_by_seed(tiny: LLMLingua2, tmp_path: Path) -> None:

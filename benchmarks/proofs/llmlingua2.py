@@ -39,7 +39,7 @@ from transformers import PreTrainedTokenizerFast
 
 from triptych.manifests.weights import folder
 from triptych.refiners.base import Budget, Refined, Refiner
-from triptych.refiners.hard._llmlingua2_training import Example, Training, distilled, untrained
+from triptych.refiners.hard._llmlingua2_training import PAPER, Example, distilled, untrained
 from triptych.refiners.hard.llmlingua import LLMLingua
 from triptych.refiners.hard.llmlingua2 import FILES, FRINGE, Judged, LLMLingua2
 from triptych.refiners.tokens import count
@@ -61,7 +61,7 @@ KEEP = 0.5
 SHUFFLE = 7
 LEARNED, HELD, SHORTEST = 180, 20, 20
 """Passages to learn from and those that tell the best epoch; with fewer words than the last none is used."""
-TRAINING = Training(epochs=4, batch=10, rate=1e-4)
+TRAINING = replace(PAPER, epochs=4, rate=1e-4)
 """Short, for a processor; the paper's is ten epochs with 1e-5 over a thousand times as many words."""
 TIE = 1e-6
 TESTED = ("answers_kept", "answers_by_rule", "as_teacher")
@@ -319,7 +319,7 @@ def _trained(given: Namespace, work: Path) -> Result:
     for seed in range(given.seeds):
         out, begun = work / f"seed_{seed}", time.process_time()
         is_new, how = not out.exists(), replace(TRAINING, seed=seed)
-        made = untrained(start, seed).fit(known[:LEARNED], out, held=known[LEARNED:], training=how)
+        made = untrained(start, seed).fit(known[:LEARNED], out, held=known[LEARNED:], course=how)
         fits.append((made, {"train_s": time.process_time() - begun} if is_new else {}))
         if given.keep is not None and not seed:
             keep(work / "seed_0", given.keep / "llmlingua2")

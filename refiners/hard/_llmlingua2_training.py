@@ -61,24 +61,8 @@ class Example:
     gap: float = 0.0
 
 
-@dataclass(frozen=True)
-class Training:
-    """How to learn; epochs, batch and rate are the paper's, for MeetingBank and encoders of 178 and 560 million.
-
-    Attributes:
-        rate: learning rate at its highest, after a tenth of the steps.
-        every: steps between checkpoints, and between looks at what is held back; 0: after each epoch.
-        patience: looks without an improvement before it stops; 0: never.
-        bf16: compute in bfloat16 where that is faster.
-    """
-
-    epochs: float = 10.0
-    batch: int = 10
-    rate: float = 1e-5
-    every: int = 0
-    patience: int = 3
-    seed: int = 0
-    bf16: bool = False
+PAPER = Course(epochs=10.0, batch=10, rate=1e-5, patience=3)
+"""Epochs, batch and rate of the paper, for MeetingBank and encoders of 178 and 560 million."""
 
 
 # --- examples --------------------------------------------------------------------------------------------------------
@@ -192,7 +176,7 @@ def fit(
     tokenizer: Tokenizer,
     data: Sequence[Example],
     out_dir: Path,
-    training: Training | None = None,
+    course: Course = PAPER,
     held: Sequence[Example] = (),
 ) -> Fitted:
     """Train `model` and write it into `out_dir`, for `LLMLingua2.from_folder`.
@@ -204,23 +188,13 @@ def fit(
         BadInput: no examples, or `out_dir` holds another fit.
         Cancelled, TimedOut: see `progress`.
     """
-    training = training or Training()
     if not data:
         raise BadInput("There are `0` chunks to learn from.", "Give what a teacher keeps of some.")
-    claim(out_dir, [*data, *held], training=training)
-    how = Course(
-        training.epochs,
-        training.batch,
-        training.rate,
-        every=training.every,
-        patience=training.patience,
-        seed=training.seed,
-        bf16=training.bf16,
-    )
+    claim(out_dir, [*data, *held], course=course)
     pad = model.config.pad_token_id or 0
     rows = [labelled(tokenizer, example) for example in (*data, *held)]
     done = trained(
-        model, how, out_dir, lambda batch: _batch(batch, pad), rows[: len(data)], rows[len(data) :], label="labels"
+        model, course, out_dir, lambda batch: _batch(batch, pad), rows[: len(data)], rows[len(data) :], label="labels"
     )
     with quiet():
         model.save_pretrained(out_dir)

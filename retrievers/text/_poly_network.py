@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from ...errors import BadInput
-from ..loading import dtype
+from ..loading import TOKENIZER, dtype
 from ._poly_shape import Shape
-from ._towers import CONFIG, TOKENIZER, WEIGHTS, framing, padded, read_config, read_tokenizer, read_weights, seeded
+from ._towers import CONFIG, WEIGHTS, framing, padded, read_config, read_tokenizer, read_weights, seeded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...errors import BadInput, MissingWeights
 from ...progress import step
+from .. import loading
 from ..loading import batches, encodable, finite
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 BATCH_PIECES = 2048
 """Padded word pieces in one forward pass: larger batches leave the processor's cache and are slower."""
 
@@ -128,27 +129,8 @@ def _mark(tokenizer: Tokenizer, mark: str, kind: str) -> tuple[str, int]:
 
 
 def read_tokenizer(folder: Path, kind: str) -> Tokenizer:
-    """From `tokenizer.json`, else from the files of `VOCABULARIES`.
-
-    Raises:
-        MissingWeights: neither is there.
-        BadInput: `tokenizer.json` is damaged.
-    """
-    from tokenizers import Tokenizer
-
-    if (folder / TOKENIZER).is_file():
-        try:
-            return Tokenizer.from_file(str(folder / TOKENIZER))
-        except Exception as error:  # the library raises nothing narrower
-            raise BadInput(f"`{folder.name}/{TOKENIZER}` is damaged: {error}.", "Put the file there again.") from None
-    import transformers
-
-    for name in VOCABULARIES[kind]:
-        if not (folder / name).is_file():
-            raise MissingWeights(f"`{folder.name}` has no `{TOKENIZER}` and no `{name}`.", "Put its files there.")
-    reader = transformers.BertTokenizer if kind == "bert" else transformers.RobertaTokenizer
-    made: Tokenizer = reader.from_pretrained(folder, local_files_only=True).backend_tokenizer
-    return made
+    """From `tokenizer.json`, else from the files of `VOCABULARIES`; raises as `loading.read_tokenizer`."""
+    return loading.read_tokenizer(folder, VOCABULARIES[kind], f"{kind.capitalize()}Tokenizer")
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------

@@ -12,21 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ...errors import BadInput, MissingWeights, Unsupported
+from ...errors import BadInput, Unsupported
 from ...progress import step
 from ..base import Item, Query
-from ..loading import batches, encodable, quiet
+from ..loading import batches, encodable
 from ._inputs import seen, shows, words
 from ._vectors import unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from PIL.Image import Image
     from tokenizers import Tokenizer
 
-TOKENIZER = "tokenizer.json"
 BATCH_TOKENS = 2048
 """Word pieces or patches in one forward pass: larger batches leave the processor's cache and are slower."""
 EDGE = 1024
@@ -109,28 +107,6 @@ def refuse_both(inputs: Sequence[Item] | Sequence[Query], name: str) -> None:
 
 
 # --- texts and pictures ----------------------------------------------------------------------------------------------
-
-
-def read_tokenizer(folder: Path, files: Sequence[str], reader: Any) -> Tokenizer:
-    """From `tokenizer.json`, else from `files` by the transformers class `reader`.
-
-    Raises:
-        MissingWeights: neither is there.
-        BadInput: they are damaged.
-    """
-    from tokenizers import Tokenizer
-
-    if (folder / TOKENIZER).is_file():
-        try:
-            return Tokenizer.from_file(str(folder / TOKENIZER))
-        except Exception as error:  # the library raises nothing narrower
-            raise BadInput(f"`{folder.name}/{TOKENIZER}` is damaged.", "Put the file there again.") from error
-    if not files or not all((folder / name).is_file() for name in files):
-        also = f" and no `{' and '.join(files)}`" if files else ""
-        raise MissingWeights(f"`{folder.name}` has no `{TOKENIZER}`{also}.", "Put the model's own files there.")
-    with quiet():
-        made: Tokenizer = reader.from_pretrained(folder, local_files_only=True).backend_tokenizer
-    return made
 
 
 def framing(tokenizer: Tokenizer, longest: int, padded: str = "") -> Callable[[Sequence[str]], list[list[int]]]:

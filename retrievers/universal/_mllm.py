@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ...errors import BadInput, MissingWeights
+from ...errors import BadInput
 from ...progress import step
 from ..given import given_folder
-from ..loading import batches, encodable, quiet
+from ..loading import TOKENIZER, batches, encodable, quiet, read_tokenizer
 from ._loading import ADAPTER, CONFIG, adapted, kind_of, loaded, processor
 from ._vectors import last, unit
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from ...manifests.registry import Card
     from ..parts import Parts
 
-TOKENIZER = "tokenizer.json"
 REMOTE = "remote code"
 """The `format` of a card's checkpoint whose architecture transformers lacks: it is never loaded."""
 EDGE = 2048
@@ -163,17 +162,15 @@ class Backbone:
             BadInput: another architecture, or key names or shapes that are not its own; names the first.
         """
         import transformers
-        from tokenizers import Tokenizer
 
         known = KINDS[kind_of(folder, *kinds)["model_type"]]
-        if not (folder / TOKENIZER).is_file():
-            raise MissingWeights(f"`{folder.name}` has no `{TOKENIZER}`.", "Put the model's own file there.")
+        tokenizer = read_tokenizer(folder)
         pictures = processor(getattr(transformers, known.pictures), folder)
         made = getattr(transformers, known.model)
         model = loaded(made, folder, precision, device, renamed=known.renamed, spare=("lm_head.",))
         if (folder / ADAPTER).is_file():
             model = adapted(model, folder, renamed=known.adapters)
-        return cls(model, Tokenizer.from_file(str(folder / TOKENIZER)), pictures)
+        return cls(model, tokenizer, pictures)
 
     @classmethod
     def load(cls, card: Card, parts: Parts, kinds: Sequence[str]) -> Backbone:

@@ -25,8 +25,8 @@ import torch
 from ...errors import BadInput
 from ..base import Encoder, Item, Modality, Query, Side, Space
 from ..given import given_folder
-from ..loading import quiet, set_threads
-from ._dual import FRAMES, Dual, fits, framing, read_tokenizer, reads_one, refuse_both, squares
+from ..loading import TOKENIZER, quiet, read_tokenizer, set_threads
+from ._dual import FRAMES, Dual, fits, framing, reads_one, refuse_both, squares
 from ._inputs import READS
 from ._loading import CONFIG, PROCESSOR, kind_of, loaded, processor
 
@@ -101,11 +101,11 @@ class CLIP(Encoder):
         Raises:
             MissingWeights, BadInput: as `load`.
         """
-        from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+        from transformers import CLIPImageProcessorPil, CLIPModel
 
         kind_of(folder, "clip")
         pictures = processor(CLIPImageProcessorPil, folder)
-        tokenizer = read_tokenizer(folder, WORDS, CLIPTokenizer)
+        tokenizer = read_tokenizer(folder, WORDS, "CLIPTokenizer")
         return cls(loaded(CLIPModel, folder, precision, device, spare=("position_ids",)), tokenizer, pictures)
 
     @classmethod
@@ -122,7 +122,7 @@ class CLIP(Encoder):
         with quiet():
             self.model.save_pretrained(folder)
             self.pictures.save_pretrained(folder)
-        self.tokenizer.save(str(folder / "tokenizer.json"))
+        self.tokenizer.save(str(folder / TOKENIZER))
 
     # --- vectors -----------------------------------------------------------------------------------------------------
 

@@ -27,8 +27,8 @@ import torch
 from ...errors import BadInput
 from ..base import Encoder, Item, Modality, Query, Side, Space
 from ..given import given_folder
-from ..loading import quiet, set_threads
-from ._dual import FRAMES, TOKENIZER, Dual, fits, framing, read_tokenizer, reads_one, refuse_both, squares
+from ..loading import TOKENIZER, quiet, read_tokenizer, set_threads
+from ._dual import FRAMES, Dual, fits, framing, reads_one, refuse_both, squares
 from ._inputs import READS
 from ._loading import CONFIG, PROCESSOR, kind_of, loaded, processor
 
@@ -106,7 +106,7 @@ class SigLIP(Encoder):
         kind = kind_of(folder, FIXED, FLEXIBLE)["model_type"]
         name = "Siglip" if kind == FIXED else "Siglip2"
         pictures = processor(getattr(transformers, f"{name}ImageProcessorPil"), folder)
-        tokenizer = read_tokenizer(folder, (), None)
+        tokenizer = read_tokenizer(folder)
         model = loaded(getattr(transformers, f"{name}Model"), folder, precision, device, spare=("position_ids",))
         return cls(model, tokenizer, pictures)
 

@@ -36,8 +36,8 @@ from ...errors import Unsupported
 from ...progress import step
 from ..base import Encoder, Item, Modality, Query, Side, Space
 from ..given import given_folder
-from ..loading import batches, quiet, set_threads
-from ._dual import BATCH_TOKENS, EDGE, TOKENIZER, fits, framing, read_tokenizer, squares
+from ..loading import TOKENIZER, batches, quiet, read_tokenizer, set_threads
+from ._dual import BATCH_TOKENS, EDGE, fits, framing, squares
 from ._inputs import READS, seen, shows, words
 from ._loading import PROCESSOR, processor
 from ._uniir_fusion import Batch, FeatureFusion, ScoreFusion
@@ -118,17 +118,17 @@ class UniIR(Encoder):
         Raises:
             MissingWeights, BadInput: as `load`.
         """
-        from transformers import BertTokenizer, BlipImageProcessorPil, CLIPImageProcessorPil, CLIPTokenizer
+        from transformers import BlipImageProcessorPil, CLIPImageProcessorPil
 
         if (folder / TEXT).is_dir() or named(folder) == SIGHT:
             network: Any = blip_of(folder, precision, device)
-            tokenizer = read_tokenizer(folder, ("vocab.txt",), BertTokenizer)
+            tokenizer = read_tokenizer(folder, ("vocab.txt",), "BertTokenizer")
             return cls(network.eval(), tokenizer, processor(BlipImageProcessorPil, folder))
         clip = clip_of(folder, precision, device)
         network = ScoreFusion(clip)
         if (folder / FUSION).is_dir():
             network = FeatureFusion(clip, t5_of(folder / FUSION, precision, device))
-        tokenizer = read_tokenizer(folder, WORDS, CLIPTokenizer)
+        tokenizer = read_tokenizer(folder, WORDS, "CLIPTokenizer")
         return cls(network.eval(), tokenizer, processor(CLIPImageProcessorPil, folder))
 
     @classmethod

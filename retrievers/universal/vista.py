@@ -31,9 +31,9 @@ from ...errors import BadInput, MissingWeights
 from ...progress import step
 from ..base import Encoder, Item, Modality, Query, Side, Space
 from ..given import given_folder
-from ..loading import batches, dtype, quiet, set_threads
+from ..loading import TOKENIZER, batches, dtype, quiet, read_tokenizer, set_threads
 from ..text._towers import characters, framing, padded, read_weights, seeded
-from ._dual import BATCH_TOKENS, EDGE, TOKENIZER, fits, read_tokenizer, squares
+from ._dual import BATCH_TOKENS, EDGE, fits, squares
 from ._inputs import READS, seen, shows, words
 from ._loading import CONFIG, kind_of, loaded, processor
 from ._vectors import unit
@@ -194,7 +194,7 @@ class VISTA(Encoder):
             tower = loaded(transformers.CLIPVisionModel, vision, precision, device, spare=(*SPARE, *OF_CLIP))
             pictures = processor(transformers.CLIPImageProcessorPil, vision)
         projection = seeded(seed, lambda: nn.Linear(tower.config.hidden_size, embedder.config.hidden_size))
-        tokenizer = read_tokenizer(text, ("vocab.txt",) if kind == "bert" else (), transformers.BertTokenizer)
+        tokenizer = read_tokenizer(text, ("vocab.txt",) if kind == "bert" else (), "BertTokenizer")
         return cls(Towers(embedder, tower, projection.to(device, dtype(precision, device))), tokenizer, pictures)
 
     @classmethod
