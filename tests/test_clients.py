@@ -39,7 +39,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 CLIENTS = CHECKOUT / "manifests" / "clients"
 SCHEMAS = CHECKOUT / "tests" / "schemas"
 LAUNCH = clients.Launch("/opt/triptych", ("mcp", "--root", '/data/näyttö "x"\'s'))
-OURS = {
+SCHEMA = {
     "claude_code.mcp.json": "mcp_servers_typed",
     "claude_desktop.json": "mcp_servers",
     "codex.toml": "codex",
@@ -52,7 +52,7 @@ OURS = {
     "librechat.yaml": "librechat",
     "mcpo.json": "mcp_servers",
     "open_webui.json": "open_webui",
-    "server.json": "server_json",
+    "server.json": "vendor/server.schema",
     "smithery/smithery.yaml": "smithery",
     "vscode_mcp.json": "vscode",
 }
@@ -106,18 +106,32 @@ def test_the_readme_says_whose_package_it_is() -> None:
     assert script().made().ownership in readme
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", SCHEMA)
 def test_a_manifest_is_of_the_shape_that_its_reader_documents(name: str) -> None:
     manifest = read((CLIENTS / name).read_text("utf-8"), name.rpartition(".")[2].replace("yml", "yaml"))
-    schema = json.loads((SCHEMAS / f"{OURS[name]}.json").read_text("utf-8"))
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(manifest, schema, jsonschema.Draft202012Validator)
+    schema, draft = schema_of(name)
+    draft.check_schema(schema)
+    jsonschema.validate(manifest, schema, draft)
 
 
-def test_every_schema_is_used_and_says_that_it_is_ours() -> None:
-    found = {path.stem: json.loads(path.read_text("utf-8")) for path in SCHEMAS.glob("*.json")}
-    assert set(found) == set(OURS.values())
-    assert all("not the vendor's own" in schema["$comment"] for schema in found.values())
+def schema_of(name: str) -> tuple[dict[str, Any], type[jsonschema.protocols.Validator]]:
+    """The schema that a manifest is checked against, and the draft it is written in."""
+    schema = json.loads((SCHEMAS / f"{SCHEMA[name]}.json").read_text("utf-8"))
+    return schema, jsonschema.validators.validator_for(schema)
+
+
+def test_every_schema_is_used_and_says_whose_it_is() -> None:
+    found = {path.relative_to(SCHEMAS).with_suffix("").as_posix(): path for path in SCHEMAS.rglob("*.json")}
+    assert set(found) == set(SCHEMA.values())
+    for name, path in found.items():
+        comment = json.loads(path.read_text("utf-8"))["$comment"]
+        assert ("not the vendor's own" in comment) is not name.startswith("vendor/")
+    assert "Model Context Protocol" in (SCHEMAS / "vendor" / "LICENSE").read_text("utf-8")
+
+
+def test_the_registrys_schema_is_the_one_that_the_manifest_names() -> None:
+    manifest = json.loads((CLIENTS / "server.json").read_text("utf-8"))
+    assert schema_of("server.json")[0]["$id"] == manifest["$schema"]
 
 
 @pytest.mark.parametrize(
@@ -125,16 +139,17 @@ def test_every_schema_is_used_and_says_that_it_is_ours() -> None:
     [
         ("server.json", {"description": "x" * 101}),
         ("server.json", {"name": "triptych"}),
-        ("server.json", {"version": "latest"}),
+        ("server.json", {"packages": [{"registryType": "pypi", "identifier": "triptych"}]}),
+        ("server.json", {"repository": {"url": "https://example.org/triptych"}}),
         ("vscode_mcp.json", {"mcpServers": {}}),
         ("codex.toml", {"mcp_servers": {"triptych": {"args": []}}}),
     ],
 )
 def test_the_schemas_refuse_what_their_readers_refuse(name: str, change: dict[str, Any]) -> None:
     manifest = read((CLIENTS / name).read_text("utf-8"), name.rpartition(".")[2])
-    schema = json.loads((SCHEMAS / f"{OURS[name]}.json").read_text("utf-8"))
+    schema, draft = schema_of(name)
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**manifest, **change}, schema, jsonschema.Draft202012Validator)
+        jsonschema.validate({**manifest, **change}, schema, draft)
 
 
 def test_version_name_and_tools_are_the_packages() -> None:

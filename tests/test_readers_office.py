@@ -21,7 +21,7 @@ import pytest
 import xlsxwriter
 from docx.enum.style import WD_STYLE_TYPE
 from docx.oxml import parse_xml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 from pptx.util import Inches
@@ -925,6 +925,8 @@ MADE = st.one_of(
 
 @settings(max_examples=150, deadline=None)
 @given(MADE)
+@example(("a.jsonl", b'{"": null}\n{"": null}'))
+@example(("a.json", b'[{"a": ""}, {"a": ""}]'))
 def test_passages_stand_at_their_offsets(tmp_path_factory: pytest.TempPathFactory, made: tuple[str, bytes]) -> None:
     name, content = made
     try:

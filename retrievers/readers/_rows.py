@@ -104,8 +104,10 @@ def blocks(
 
     Leading rows of one cell are lines above the table; the row after them is the header if it names columns, unless
     the `names` of the columns are known. Where rows would be too long to read as rows, each is written as lines
-    `column: value`.
+    `column: value`. No rows, no sections.
     """
+    if not rows:
+        return
     start = 0 if names else next((n for n, row in enumerate(rows) if len(row.cells) > 1), len(rows))
     if start == len(rows):
         yield from _packed(rows, lambda row: next(iter(row.cells.values())), "", titles, unit, page)

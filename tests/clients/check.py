@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import assistants
+import jsonschema
 import plan as plans
 from environments import HERE, Failed, bundled_claude, node, npm, python
 from plan import FACT, TOOLS, Plan, judge
@@ -89,6 +90,15 @@ def mcpb(plan: Plan, folder: Path) -> None:
     run([node(), npm("npm") / ".bin" / "mcpb", "validate", folder])
 
 
+def registry(plan: Plan, folder: Path) -> None:
+    """The MCP registry's schema of `server.json`."""
+    schema = json.loads((ROOT / "tests" / "schemas" / "vendor" / "server.schema.json").read_text("utf-8"))
+    validator = jsonschema.validators.validator_for(schema)(schema)
+    faults = list(validator.iter_errors(json.loads((MANIFESTS / "server.json").read_text("utf-8"))))
+    if faults:
+        raise Failed("\n".join(f"{fault.json_path}: {fault.message}" for fault in faults))
+
+
 def claude_plugin(plan: Plan, folder: Path) -> None:
     """The vendor's validator of the marketplace and of the plugin, with the checks of the plugin directory."""
     program, env = bundled_claude(), assistants.surroundings(folder, DISABLE_TELEMETRY="1", DISABLE_AUTOUPDATER="1")
@@ -156,6 +166,7 @@ CI: dict[str, Check] = {
 }
 ALL: dict[str, Check] = {
     **CI,
+    "registry": registry,
     "mcpb": mcpb,
     "claude_plugin": claude_plugin,
     "gemini_extension": gemini_extension,
