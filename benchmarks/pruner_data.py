@@ -1,7 +1,9 @@
 """What `triptych_pruner` is trained on: annotated passages, and what is drawn of them for each step.
 
 A sentence that holds an answer stays, the more the better it fits the question; of its words the answer's stay most,
-then those of the question, then other content. The teacher scores sentences by the cosine of MiniLM token vectors.
+then those of the question, then other content. The teacher scores sentences by the cosine of MiniLM token vectors; or a
+language model is the teacher, by one of two readings of the same thing, how much question and sentence say of each
+other: log P(question | sentence), or LongLLMLingua's contrast log P(sentence | question) - log P(sentence).
 """
 
 from __future__ import annotations
@@ -9,19 +11,25 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import regex
+from tqdm import tqdm
 
 from triptych.refiners.relevance import _STOP, TokenRelevance, bm25
 from triptych.rerankers.finetuned._pruner_training import Example
+from triptych.rerankers.prompted.query_likelihood import PASSAGE_CHARACTERS, PROMPT
 from triptych.retrievers.chunking import sentences
 from triptych.retrievers.text.all_minilm_l6_v2 import AllMiniLM
 from triptych.settings import Settings
 from triptych.tools.evaluation.survival import read, survives
+
+if TYPE_CHECKING:
+    from triptych.retrievers.lm import LM
 
 DEV = 200
 """Questions that are held out, the first ones of the file (which is shuffled)."""
@@ -33,6 +41,12 @@ OTHERS, LIKELY = 3, 10
 """Further passages for one step: two of the likeliest, the rest anything."""
 PARTS = ("hard", "teacher", "augmentation")
 """What an ablation can leave out."""
+TEACHERS = ("cosine", "likelihood", "contrast")
+"""Who can teach: MiniLM, or a language model in two ways."""
+TAUGHT = 5
+"""Passages of a question that a language model reads: the one that answers it, and the likeliest others."""
+ASKING = "Question: {query}?\nPassage: {title}."
+"""What a sentence follows where the question is known."""
 
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
 
@@ -98,10 +112,57 @@ def _annotated(query: str, answers: list[str], context: dict[str, Any], teacher:
     }
 
 
-def load(work: Path) -> list[Asked]:
-    """The annotated questions, in the order of the file."""
+def load(work: Path, teacher: str = "cosine") -> list[Asked]:
+    """The annotated questions, in the order of the file, with the scores of one of `TEACHERS`."""
     with (work / "annotated.jsonl").open(encoding="utf-8") as lines:
-        return [_asked(json.loads(line)) for line in lines]
+        asked = [_asked(json.loads(line)) for line in lines]
+    if teacher == "cosine":
+        return asked
+    with (work / "taught.jsonl").open(encoding="utf-8") as lines:
+        scores = {row["id"]: row[teacher] for row in map(json.loads, lines)}
+    return [_taught(one, scores.get(one.id, [])) for one in asked]
+
+
+def teach(asked: Sequence[Asked], work: Path, lm: LM, others: int = TAUGHT - 1) -> None:
+    """`work/taught.jsonl`: what a language model says of the sentences; questions that are there are not asked again.
+
+    Args:
+        others: passages read beside the one that answers the question.
+    """
+    path = work / "taught.jsonl"
+    done = {json.loads(line)["id"] for line in path.open(encoding="utf-8")} if path.exists() else set()
+    with path.open("a", encoding="utf-8") as file:
+        for one in tqdm([one for one in asked if one.id not in done], "questions"):
+            passages = [one.gold, *one.others[:others]]
+            told = [_said_by(lm, one.query, passage) for passage in passages]
+            row = {"id": one.id} | {key: [passage[key] for passage in told] for key in TEACHERS[1:]}
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+
+def _said_by(lm: LM, query: str, passage: Known) -> dict[str, list[float]]:
+    """What question and each sentence of a passage say of each other, natural logarithms."""
+    texts = [passage.text[start:end] for start, end in passage.spans]
+    read = [[PROMPT.format(passage=f"{passage.title}. {text}"[:PASSAGE_CHARACTERS])] for text in texts]
+    likely = lm.logprobs(read, [f" {query}?"] * len(texts))
+    said = [f" {text}" for text in texts]
+    asked = lm.logprobs([[ASKING.format(query=query, title=passage.title)]] * len(texts), said)
+    plain = lm.logprobs([[f"{passage.title}."]] * len(texts), said)
+    return {
+        "likelihood": [round(one.sum, 3) for one in likely],
+        "contrast": [round(one.sum - other.sum, 3) for one, other in zip(asked, plain, strict=True)],
+    }
+
+
+def _taught(asked: Asked, scores: Sequence[Sequence[float]]) -> Asked:
+    """A question with these scores, its own passage's first; what has none is untaught. The best is set to 0: only
+    differences count, and their exponentials have to be numbers."""
+    best = max((score for own in scores for score in own), default=0.0)
+    passages = [
+        replace(one, teacher=np.array(own, np.float32) - best if own else np.full(len(one.spans), np.nan, np.float32))
+        for one, own in zip_longest([asked.gold, *asked.others], scores)
+    ]
+    return replace(asked, gold=passages[0], others=passages[1:])
 
 
 def _asked(row: dict[str, Any]) -> Asked:

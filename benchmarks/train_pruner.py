@@ -2,10 +2,11 @@
 
     python benchmarks/prepare.py nq_train FOLDER nq_train.jsonl
     python benchmarks/train_pruner.py annotate nq_train.jsonl WORK
-    python benchmarks/train_pruner.py train WORK RUN [--epochs N] [--share S] [--without PART …]
+    python benchmarks/train_pruner.py teach WORK WORK [--share S]   # what a language model says of the sentences
+    python benchmarks/train_pruner.py train WORK RUN [--epochs N] [--share S] [--without PART …] [--teacher NAME]
     python benchmarks/train_pruner.py measure WORK RUN
     python benchmarks/train_pruner.py export RUN OUT
-    python benchmarks/train_pruner.py ablation WORK OUT   # of the finished runs WORK/abl_PART and WORK/abl_full
+    python benchmarks/train_pruner.py ablation WORK OUT   # of the finished runs WORK/abl_full, abl_PART, abl_TEACHER
 
 Data: 2,055 questions of Natural Questions (CC BY-SA 3.0), each with the passage that answers it and 19 that do not,
 found by BM25 (see `pruner_data.py`). 200 questions and their passages are never trained on.
@@ -24,11 +25,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from pruner_data import PARTS, Asked, Drawn, annotate, example, load, split
+from pruner_data import PARTS, TEACHERS, Asked, Drawn, annotate, example, load, split, teach
 
 from triptych.rerankers.finetuned._pruner_export import exported
 from triptych.rerankers.finetuned._pruner_training import Collator, Network, fit, sentence_logits
 from triptych.rerankers.finetuned.triptych_pruner import MAX_PIECES, Pruner, session
+from triptych.retrievers.lm_transformers import TransformersLM
 from triptych.settings import Settings
 from triptych.tools.evaluation.compare import against
 from triptych.tools.evaluation.environment import environment
@@ -96,7 +98,7 @@ def fresh(seed: int) -> tuple[Network, Collator]:
 
 def train(work: Path, run: Path, given: argparse.Namespace) -> None:
     network, collate = fresh(given.seed)
-    asked, held = split(load(work))
+    asked, held = split(load(work, given.teacher))
     asked = asked[: int(len(asked) * given.share)]
     data = Drawn(asked, given.epochs, given.seed, given.without)
     told = fit(
@@ -114,6 +116,14 @@ def train(work: Path, run: Path, given: argparse.Namespace) -> None:
     from safetensors.torch import save_file
 
     save_file({key: value.contiguous() for key, value in told.state_dict().items()}, run / "network.safetensors")
+
+
+def taught(work: Path, share: float) -> None:
+    """Scores of a language model for the questions that runs of an ablation learn from, and are measured on."""
+    asked, held = split(load(work))
+    lm = TransformersLM.load(Settings.load())
+    teach(held[:ABLATION], work, lm, others=9)
+    teach(asked[: int(len(asked) * share)], work, lm)
 
 
 def final(work: Path, run: Path) -> None:
@@ -152,14 +162,14 @@ def agreement(network: Network, collate: Collator, asked: Sequence[Asked]) -> di
 
 def ablation(work: Path, out: Path) -> None:
     """`out/pruner_ablation.json`: runs of equal length that leave out one thing each, on the held-out questions."""
-    _, held = split(load(work))
     arms = []
-    for run in ("full", *PARTS):
+    for run in ("full", *PARTS, *TEACHERS[1:]):
         folder = work / f"abl_{run}"
         if (folder / "network.safetensors").is_file():
             network, collate = trained(folder)
+            _, held = split(load(work, run if run in TEACHERS else "cosine"))
             rows = {one.id: _ranks(network, collate, one, 9) for one in held[:ABLATION]}
-            told = {} if run == "full" else {"without": run}
+            told = {} if run == "full" else {"teacher": run} if run in TEACHERS else {"without": run}
             values = {key: {name: row[key] for name, row in rows.items()} for key in TESTED}
             arms.append(
                 Arm(system="triptych_pruner", settings=told, metrics=_means(list(rows.values())), per_query=values)
@@ -213,12 +223,13 @@ def trained(run: Path) -> tuple[Network, Collator]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("annotate", "train", "measure", "export", "ablation"))
+    parser.add_argument("command", choices=("annotate", "teach", "train", "measure", "export", "ablation"))
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--without", nargs="*", default=[], choices=PARTS)
+    parser.add_argument("--teacher", default="cosine", choices=TEACHERS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=1.5e-4)
     parser.add_argument("--questions", type=int, default=8)
@@ -228,6 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.command == "annotate":
         annotate(given.source, given.out)
+    elif given.command == "teach":
+        taught(given.source, given.share)
     elif given.command == "train":
         train(given.source, given.out, given)
     elif given.command == "measure":
