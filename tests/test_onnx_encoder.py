@@ -9,6 +9,7 @@ from threading import Event
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given
@@ -105,6 +106,22 @@ def test_the_same_weights_give_the_same_graph(random_bert: tuple[Any, Path]) -> 
     config = json.loads((where / "config.json").read_text("utf-8"))
     tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     assert graph(config, tensors) == graph(config, tensors)
+
+
+def test_the_first_state_alone_is_that_of_the_whole(random_bert: tuple[Any, Path]) -> None:
+    model, where = random_bert
+    config = json.loads((where / "config.json").read_text("utf-8"))
+    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    feed = {"ids": np.array([[2, 9, 14, 30, 7, 3]]), "places": np.arange(6)}
+    whole, first = (
+        onnxruntime.InferenceSession(graph(config, tensors, only), providers=["CPUExecutionProvider"]).run(None, feed)[
+            0
+        ]
+        for only in (False, True)
+    )
+    assert whole.shape[:2] == (1, 6) and first.shape[:2] == (1, 1)
+    np.testing.assert_allclose(first[:, 0], whole[:, 0], atol=0.05)
+    assert np.abs(first[:, 0] - whole[:, 1]).max() > 0.5
 
 
 # --- real text -------------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def exported(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], longe
         segments = segments[[0, 0]]
     own["embeddings.position_embeddings.weight"] = np.concatenate([places[:longest] + one for one in segments[:2]])
     own["embeddings.token_type_embeddings.weight"] = np.zeros_like(segments)
-    model = onnx.load_model_from_string(graph(dict(config), own))
+    model = onnx.load_model_from_string(graph(dict(config), own, first_only=True))
     _add_head(model.graph, own)
     onnx.checker.check_model(model)
     made: bytes = model.SerializeToString()

@@ -101,17 +101,23 @@ def loudness(matrix: np.ndarray, bias: np.ndarray, gain: np.ndarray, shift: np.n
     return made
 
 
-def graph(config: dict[str, Any], weights: dict[str, np.ndarray]) -> bytes:
-    """The serialised ONNX model: `ids` int64 (1, pieces) and `places` int64 (pieces,) → float32 (1, pieces, hidden)."""
+def graph(config: dict[str, Any], weights: dict[str, np.ndarray], first_only: bool = False) -> bytes:
+    """The serialised ONNX model: `ids` int64 (1, pieces) and `places` int64 (pieces,) → float32 (1, pieces, hidden).
+
+    Args:
+        first_only: the state of the first piece alone, (1, 1, hidden): the last layer computes no other.
+    """
     from onnx import TensorProto, helper
 
     made = _Graph(config, weights)
     states = made.embedded()
-    for number in range(config["num_hidden_layers"]):
-        states = made.layer(states, f"encoder.layer.{number}")
+    last = config["num_hidden_layers"] - 1
+    for number in range(last + 1):
+        states = made.layer(states, f"encoder.layer.{number}", first_only and number == last)
     shapes: dict[str, tuple[int | str, ...]] = {"ids": (1, "pieces"), "places": ("pieces",)}
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name, shape in shapes.items()]
-    output = helper.make_tensor_value_info(states, TensorProto.FLOAT, [1, "pieces", config["hidden_size"]])
+    length = 1 if first_only else "pieces"
+    output = helper.make_tensor_value_info(states, TensorProto.FLOAT, [1, length, config["hidden_size"]])
     whole = helper.make_graph(made.nodes, "bert", inputs, [output], made.tensors)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(CONTRIB, 1)]
     serialized: bytes = helper.make_model(whole, opset_imports=opsets, ir_version=8).SerializeToString()
@@ -135,9 +141,12 @@ class _Graph:
         found = self._node("Cast", [self._node("Gather", [words, "ids"], "word16")], "word", to=1)
         return self._normed(found, self._node("Gather", [places, "places"], "place"), "embeddings.LayerNorm")
 
-    def layer(self, states: str, name: str) -> str:
+    def layer(self, states: str, name: str, first_only: bool) -> str:
         attention = f"{name}.attention"
-        heads = [self._linear(states, f"{attention}.self.{part}") for part in ("query", "key", "value")]
+        keys, values = (self._linear(states, f"{attention}.self.{part}") for part in ("key", "value"))
+        if first_only:
+            states = self._node("Gather", [states, self._tensor("cls.place", np.zeros(1, np.int64))], "cls", axis=1)
+        heads = [self._linear(states, f"{attention}.self.query"), keys, values]
         count = self.config["num_attention_heads"]
         mixed = self._node("MultiHeadAttention", heads, f"{attention}.mixed", CONTRIB, num_heads=count)
         mixed = self._linear(mixed, f"{attention}.output.dense")
