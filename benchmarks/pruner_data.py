@@ -112,12 +112,16 @@ def _annotated(query: str, answers: list[str], context: dict[str, Any], teacher:
     }
 
 
-def load(work: Path, teacher: str = "cosine") -> list[Asked]:
-    """The annotated questions, in the order of the file, with the scores of one of `TEACHERS`."""
+def load(work: Path) -> list[Asked]:
+    """The annotated questions, in the order of the file."""
     with (work / "annotated.jsonl").open(encoding="utf-8") as lines:
-        asked = [_asked(json.loads(line)) for line in lines]
+        return [_asked(json.loads(line)) for line in lines]
+
+
+def taught(asked: Sequence[Asked], work: Path, teacher: str) -> list[Asked]:
+    """Questions as `split` gives them, with the scores of one of `TEACHERS`."""
     if teacher == "cosine":
-        return asked
+        return list(asked)
     with (work / "taught.jsonl").open(encoding="utf-8") as lines:
         scores = {row["id"]: row[teacher] for row in map(json.loads, lines)}
     return [_taught(one, scores.get(one.id, [])) for one in asked]
@@ -127,6 +131,7 @@ def teach(asked: Sequence[Asked], work: Path, lm: LM, others: int = TAUGHT - 1) 
     """`work/taught.jsonl`: what a language model says of the sentences; questions that are there are not asked again.
 
     Args:
+        asked: questions as `split` gives them.
         others: passages read beside the one that answers the question.
     """
     path = work / "taught.jsonl"

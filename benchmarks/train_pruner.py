@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pruner_data import PARTS, TEACHERS, Asked, Drawn, annotate, example, load, split, teach
+from pruner_data import PARTS, TEACHERS, Asked, Drawn, annotate, example, load, split, taught, teach
 
 from triptych.rerankers.finetuned._pruner_export import exported
 from triptych.rerankers.finetuned._pruner_training import Collator, Network, fit, sentence_logits
@@ -98,7 +98,7 @@ def fresh(seed: int) -> tuple[Network, Collator]:
 
 def train(work: Path, run: Path, given: argparse.Namespace) -> None:
     network, collate = fresh(given.seed)
-    asked, held = split(load(work, given.teacher))
+    asked, held = (taught(part, work, given.teacher) for part in split(load(work)))
     asked = asked[: int(len(asked) * given.share)]
     data = Drawn(asked, given.epochs, given.seed, given.without)
     told = fit(
@@ -118,7 +118,7 @@ def train(work: Path, run: Path, given: argparse.Namespace) -> None:
     save_file({key: value.contiguous() for key, value in told.state_dict().items()}, run / "network.safetensors")
 
 
-def taught(work: Path, share: float) -> None:
+def ask(work: Path, share: float) -> None:
     """Scores of a language model for the questions that runs of an ablation learn from, and are measured on."""
     asked, held = split(load(work))
     lm = TransformersLM.load(Settings.load())
@@ -167,7 +167,7 @@ def ablation(work: Path, out: Path) -> None:
         folder = work / f"abl_{run}"
         if (folder / "network.safetensors").is_file():
             network, collate = trained(folder)
-            _, held = split(load(work, run if run in TEACHERS else "cosine"))
+            held = taught(split(load(work))[1], work, run if run in TEACHERS else "cosine")
             rows = {one.id: _ranks(network, collate, one, 9) for one in held[:ABLATION]}
             told = {} if run == "full" else {"teacher": run} if run in TEACHERS else {"without": run}
             values = {key: {name: row[key] for name, row in rows.items()} for key in TESTED}
@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.command == "annotate":
         annotate(given.source, given.out)
     elif given.command == "teach":
-        taught(given.source, given.share)
+        ask(given.source, given.share)
     elif given.command == "train":
         train(given.source, given.out, given)
     elif given.command == "measure":
