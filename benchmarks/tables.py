@@ -1,9 +1,11 @@
-"""README's tables, docs/measured.md and the tables of docs/compression.md, made from `results/*.json` alone.
+"""README's tables, docs/measured.md and the tables of docs/compression.md and docs/reranking.md, made from
+`results/*.json` (and for the last what others published, `published.toml`).
 
     python benchmarks/tables.py [--check]  # write them, or exit 1 when one differs from what the results give
 
-README gets one short table for each claim, measured.md everything, compression.md, where it is there, the tables over
-data sets. A result that has not been made has no table, and no row or column where data sets stand side by side.
+README gets one short table for each claim, measured.md everything; the pages on compression and reranking, where they
+are there, tables over data sets and systems. A result that has not been made has no table, and no row or column where
+data sets stand side by side.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import compression_tables
+import reranking_tables
 
 from triptych.tools.evaluation import report
 from triptych.tools.evaluation.result import Arm, Comparison, Result
@@ -23,7 +26,7 @@ from triptych.tools.evaluation.result import Arm, Comparison, Result
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
-MEASURED, COMPRESSION = ROOT / "docs" / "measured.md", ROOT / "docs" / "compression.md"
+MEASURED, COMPRESSION, RERANKING = (ROOT / "docs" / f"{page}.md" for page in ("measured", "compression", "reranking"))
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 TOP = """\
@@ -265,8 +268,9 @@ def main(arguments: Sequence[str]) -> int:
     """Write the pages, or compare them with the results; the exit status is 1 when one differs."""
     found = results()
     pages = {README: with_tables(README.read_text("utf-8"), parts(found)), MEASURED: measured(found)}
-    if COMPRESSION.is_file():
-        pages[COMPRESSION] = with_tables(COMPRESSION.read_text("utf-8"), compression_tables.page(found))
+    for path, made in ((COMPRESSION, compression_tables.page), (RERANKING, reranking_tables.page)):
+        if path.is_file():
+            pages[path] = with_tables(path.read_text("utf-8"), made(found))
     if "--check" in arguments:
         stale = [path.name for path, text in pages.items() if not path.is_file() or path.read_text("utf-8") != text]
         print(f"Run `make results`: {', '.join(stale)} differ from the results." if stale else "Up to date.")

@@ -114,9 +114,19 @@ def test_readme_and_docs_are_made_from_the_results() -> None:
     text = tables.README.read_text("utf-8")
     assert tables.with_tables(text, tables.parts(found)) == text, "Run `make results`."
     assert tables.MEASURED.read_text("utf-8") == tables.measured(found), "Run `make results`."
-    if tables.COMPRESSION.is_file():
-        page = tables.COMPRESSION.read_text("utf-8")
-        assert tables.with_tables(page, tables.compression_tables.page(found)) == page, "Run `make results`."
+    for path, made in (
+        (tables.COMPRESSION, tables.compression_tables.page),
+        (tables.RERANKING, tables.reranking_tables.page),
+    ):
+        page = path.read_text("utf-8")
+        assert tables.with_tables(page, made(found)) == page, "Run `make results`."
+
+
+def test_every_published_figure_stands_beside_a_system_that_was_measured() -> None:
+    page = tables.RERANKING.read_text("utf-8")
+    assert len(tables.reranking_tables.published()) >= 10
+    for row in tables.reranking_tables.published():
+        assert f"{row.value:.3f} ({row.model}; {row.source})" in page
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -341,15 +351,17 @@ def test_a_file_that_is_no_result_stops_it(tmp_path: Path) -> None:
 def test_check_says_which_page_is_stale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    readme, measured, compression = (tmp_path / f"{name}.md" for name in ("README", "measured", "compression"))
-    for page in (readme, compression):
+    names = ("README", "measured", "compression", "reranking")
+    readme, measured, compression, reranking = (tmp_path / f"{name}.md" for name in names)
+    for page in (readme, compression, reranking):
         page.write_text("x\n<!-- results:start -->old\n<!-- results:end -->\ny\n", "utf-8")
     monkeypatch.setattr(tables, "README", readme)
     monkeypatch.setattr(tables, "MEASURED", measured)
     monkeypatch.setattr(tables, "COMPRESSION", compression)
+    monkeypatch.setattr(tables, "RERANKING", reranking)
     monkeypatch.setattr(tables, "results", lambda: [latency(1.0, 2.0)])
     assert tables.main(["--check"]) == 1
-    assert "README.md, measured.md, compression.md" in capsys.readouterr().out
+    assert "README.md, measured.md, compression.md, reranking.md" in capsys.readouterr().out
     assert tables.main([]) == 0
     assert tables.main(["--check"]) == 0
     assert readme.read_text("utf-8").endswith("<!-- results:end -->\ny\n")
