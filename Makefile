@@ -75,11 +75,13 @@ bench: $(VENV)/.installed-bench
 	  $(if $(TRAIN),--train $(TRAIN))
 
 # The experiment of one system: make prove ID=cpc. QUESTIONS names a question file, LIMIT how many of it; some want a
-# collection, DATA, or questions to learn from, TRAIN. FULL=1, where a system learns: the large run, for a GPU.
+# collection, DATA, or questions to learn from, TRAIN; QUERIES are measured where a proof has so many. FULL=1, for text
+# systems that learn: the larger course, on a GPU where there is one; its result is ID_full.json.
 prove: $(VENV)/.installed-bench
 	$(PULL)
 	$(PY) benchmarks/proofs/$(ID).py $(if $(QUESTIONS),--questions $(QUESTIONS)) $(if $(LIMIT),--limit $(LIMIT)) \
-	  $(if $(TRAIN),--train $(TRAIN)) $(if $(DATA),--data $(DATA)) $(if $(FULL),--full)
+	  $(if $(TRAIN),--train $(TRAIN)) $(if $(DATA),--data $(DATA)) $(if $(QUERIES),--queries $(QUERIES)) \
+	  $(if $(filter-out 0,$(FULL)),--full)
 
 results: $(VENV)/.installed-mcp
 	$(PY) benchmarks/tables.py

@@ -50,6 +50,8 @@ class Settings:
             `TRIPTYCH_ENCODE_KEY`. Timeout, concurrency and pace are those of `lm_*`.
         encode_dim: how many numbers a vector there shall have; 0: as many as it gives.
         encode_images: whether that model reads pictures, sent as vLLM's pooling models take them.
+        bm25: how the retriever `bm25` weighs: `""` as a library does, else by a formula of the literature with the
+            collection's true mean length, such as `bm25plus` or `lucene k1=0.9 b=0.4` (see `retrievers.text.bm25`).
         pruning: how these decide about words: `"exact"` as published, `"fast"` an approximation.
         pruning_reach: what `llmlingua` prunes: `"edge"`, sentences at the edge of the budget, or `"all"`, the whole
             context, as published.
@@ -105,6 +107,7 @@ class Settings:
     encode_model: str = ""
     encode_dim: int = 0
     encode_images: bool = False
+    bm25: str = ""
     pruning: str = "exact"
     pruning_reach: str = "edge"
     speech: str = "moonshine_tiny_en"

@@ -196,7 +196,17 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode(self, inputs: Sequence[Item] | Sequence[Query], side: Side) -> Any:
-        """Vectors of `inputs` (see `Vectors`). An empty input gives an empty array of shape (0, dim)."""
+        """Vectors of `inputs` (see `Vectors`). An empty input gives an empty array of shape (0, dim).
+
+        One input that cannot be encoded gives an error and no vectors, of the others neither; who indexes many calls
+        again without it (see `further`).
+
+        Raises:
+            UnreadableFile: what one of the inputs shows is gone, damaged, too large or no picture; names its file.
+            Unsupported: one of the inputs is nothing that it reads.
+            BadInput: the model gives NaN, which says nothing of the inputs.
+            Cancelled, TimedOut: see `progress`.
+        """
 
 
 class Store(ABC):
@@ -227,6 +237,11 @@ class Store(ABC):
 
 class Retriever(ABC):
     """Finds items. `search` gives at most `k` hits, sorted, ties by id; an empty library gives []."""
+
+    @classmethod
+    def mark(cls, settings: Settings) -> str:
+        """What in the settings decides its index beside its weights: one made under another is stale."""
+        return ""
 
     @abstractmethod
     def add(self, items: Sequence[Item]) -> None:

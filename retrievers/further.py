@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadInput, NotFound, UnreadableFile
+from ..errors import Forbidden, NotFound, UnreadableFile
 from .base import Encoder, Item, MediaRef, Query, Where
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ..errors import TriptychError
     from .fusion import Ranked
     from .stores.vectors import VectorStore
 
 log = logging.getLogger(__name__)
-UNREADABLE = (UnreadableFile, NotFound, BadInput)
-"""What an encoder raises for a picture that it cannot read."""
+UNREADABLE = (UnreadableFile, NotFound, Forbidden)
+"""What is raised for a picture that cannot be read: about that item alone. Everything else is about the encoder."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class Further:
 
     Attributes:
         located: a media reference of the library as one whose `uri` is a path on this machine.
+        refused: the items that `add` could not have encoded, and why.
     """
 
     encoder: Encoder
     vectors: VectorStore
     located: Callable[[MediaRef], MediaRef]
+    refused: list[tuple[Item, TriptychError]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -40,7 +43,7 @@ class Further:
     def add(self, items: Sequence[Item]) -> int:
         """Encode and keep those of `items` that can have a vector; answers how many have one now.
 
-        An item whose picture cannot be read any more has none.
+        An item whose picture cannot be read any more has none, and is among the `refused`.
         """
         wanted = list({item.id: item for item in items if self.encoder.encodes(item)}.values())
         if not wanted:
@@ -76,6 +79,7 @@ class Further:
                 vectors += list(self.encoder.encode([self._with_path(item)], "document"))
                 kept.append(item)
             except UNREADABLE as error:
+                self.refused.append((item, error))
                 log.warning("no vector of %s: %s", item.source.uri, error.message)
         return kept, vectors
 

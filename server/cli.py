@@ -19,9 +19,11 @@ from .. import __version__
 from ..errors import BadInput, Cancelled, Forbidden, TriptychError, Unsupported
 from .command import filtered, output_of, register
 from .connect import connecting
+from .convert import converting
 from .evaluate import evaluation
 from .output import Output, ReaderGone, Stdout
 from .serving import serving
+from .train import training
 from .upkeep import upkeep
 
 if TYPE_CHECKING:
@@ -57,8 +59,9 @@ def cli() -> None:
 
 
 cli.add_command(evaluation)
-for part in (*upkeep.commands.values(), *connecting.commands.values(), *serving.commands.values()):
-    cli.add_command(part)
+for group in (upkeep, connecting, serving, training, converting):
+    for part in group.commands.values():
+        cli.add_command(part)
 command = functools.partial(register, cli)
 
 max_tokens_option = click.option("--max-tokens", type=int, help="Most tokens in the answer (default: the profile's).")

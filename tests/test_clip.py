@@ -264,7 +264,7 @@ def test_a_missing_file_is_named(gone: str, folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_bert_tokenizer_is_refused(clip: CLIP) -> None:
-    from triptych.retrievers.text._towers import characters
+    from triptych.retrievers.towers import characters
 
     with pytest.raises(BadInput, match=r"does not put `<\|startoftext\|>`"):
         CLIP(clip.model, characters("bert"), clip.pictures)

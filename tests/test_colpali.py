@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +20,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from triptych.errors import BadInput, MissingWeights, UnreadableFile, Unsupported
+from triptych.errors import BadInput, Cancelled, MissingWeights, UnreadableFile, Unsupported
 from triptych.manifests.registry import card
+from triptych.progress import reporting
 from triptych.retrievers.base import Item, MediaRef, Query, Source
 from triptych.retrievers.stores.vectors import VectorStore, max_sim
 from triptych.retrievers.universal import _colpali_losses as losses
 from triptych.retrievers.universal._colpali_backbones import QUERY_TOKENS, Read
 from triptych.retrievers.universal._colpali_maps import similarity_map
+from triptych.retrievers.universal._colpali_training import Late, Objective, language
+from triptych.retrievers.universal._contrastive_training import Adapters, collated
 from triptych.retrievers.universal.colpali import DIM, ColPali, Options, pooled
+
+sys.path.append(str(Path(__file__).parent))
+import coloured_pages as coloured
+import late_in_two
 
 KINDS = ("colpali", "colqwen2", "colqwen2_5", "idefics3")
 TINY = {kind: ColPali.tiny(0, kind) for kind in KINDS}
@@ -392,6 +402,120 @@ def test_gathered_pages_are_found_behind_an_offset() -> None:
         for pages, offset in ((1, 0), (3, 2), (6, -1)):
             with pytest.raises(BadInput, match=f"`{pages}` pages"):
                 loss(torch.rand(2 if pages > 1 else 1, pages), offset=offset)
+
+
+def test_wrong_pages_that_score_almost_as_the_right_one_count_half() -> None:
+    given = torch.tensor([[0.8, 0.77, 0.75], [0.9, 0.8, 0.1], [-0.3, -0.2, -0.1]])
+    wanted = torch.tensor([[0.8, 0.385, 0.75], [0.45, 0.8, 0.1], [-0.3, -0.2, -0.1]])
+    torch.testing.assert_close(losses.doubted(given), wanted)
+
+
+def test_a_querys_own_pages_are_scored_by_it_alone() -> None:
+    queries, documents, asked, kept = batch()
+    given, there = torch.cat([documents, documents.flip(0)]), torch.cat([kept, kept.flip(0)])
+    every = losses.scores(queries, given, asked, there)
+    own = losses.own_scores(queries, given, asked, there)
+    for row in range(3):
+        torch.testing.assert_close(own[row], every[row, 2 * row : 2 * row + 2])
+    wanted = sum(math.log1p(math.exp(float(own[a, b]) - 0.1 * a)) for a in range(3) for b in range(2)) / 6
+    assert float(losses.beside(torch.tensor([0.0, 0.1, 0.2]), own)) == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["pairwise", "info_nce"])
+def test_what_is_learned_is_the_losses_of_a_loop(kind: Any) -> None:
+    queries, documents, asked, kept = batch()
+    wrong, _, _, there = batch(1)
+    wrong, there = wrong[:, [0, 1, 2, 3, 0, 1]] * 1.0, there
+    pages_ = torch.cat([documents * kept[..., None], wrong * there[..., None]])
+    right = torch.zeros(3, 6, dtype=torch.bool)
+    right[0, 2] = True  # the third query's page answers the first, too
+    found = losses.scores(queries, documents, asked, kept)
+    own = losses.own_scores(queries, wrong, asked, there)[:, 0]
+    in_batch, explicit = 0.0, 0.0
+    for row in range(3):
+        others = [float(found[row, n]) for n in range(3) if n != row and not right[row, n]]
+        positive = float(found[row, row])
+        explicit += math.log1p(math.exp(float(own[row]) - positive)) / 3
+        if kind == "pairwise":
+            in_batch += math.log1p(math.exp(max(others) - positive)) / 3
+        else:
+            in_batch += math.log(sum(math.exp((one - positive) / 0.02) for one in [*others, positive])) / 3
+    assert float(Objective(kind)(queries, pages_[:3], right[:, :3])) == pytest.approx(in_batch, abs=1e-4)
+    assert float(Objective(kind, in_batch=0.2)(queries, pages_, right)) == pytest.approx(
+        0.2 * in_batch + 0.8 * explicit, abs=1e-4
+    )
+    with pytest.raises(BadInput, match="The loss is `triplet`"):
+        Objective("triplet")  # type: ignore[arg-type]
+
+
+# --- learning --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["colpali", "colqwen2"])
+def test_it_learns_stops_goes_on_and_is_taken_back(kind: str, tmp_path: Path) -> None:
+    start, items = ColPali.tiny(0, kind), coloured.pages(tmp_path)
+    told, course = coloured.lessons(items, wrong=1, times=9), replace(coloured.COURSE, every=5)
+    how: dict[str, Any] = {"course": course, "adapters": coloured.WHOLE, "objective": Objective("info_nce")}
+
+    def stop(done: int, total: int, what: str) -> None:
+        if done >= 17:
+            raise Cancelled("Enough.", "Go on.")
+
+    with reporting(stop), pytest.raises(Cancelled):
+        start.fit(told, tmp_path / "fit", **how)
+    assert {path.name for path in (tmp_path / "fit" / "checkpoints").iterdir()} == {"checkpoint-10", "checkpoint-15"}
+    learned = start.fit(told, tmp_path / "fit", **how)
+    whole = start.fit(told, tmp_path / "whole", **how)
+    assert coloured.found(start, items) < coloured.found(learned, items) >= 3
+    again = ColPali.from_folder(tmp_path / "fit", "float32")
+    for one, other, third in zip(
+        *(encoder.encode(items, "document") for encoder in (learned, whole, again)), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+        np.testing.assert_allclose(one, third, atol=1e-5)
+    with pytest.raises(BadInput, match="holds a fit with other"):
+        start.fit(told, tmp_path / "fit", **how | {"objective": Objective()})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_change_the_language_part_and_the_projection_alone(kind: str, tmp_path: Path) -> None:
+    start, items = TINY[kind], coloured.pages(tmp_path)
+    learned = start.fit(
+        coloured.lessons(items), tmp_path / "fit", course=coloured.COURSE, adapters=Adapters(rank=4, chunk=3)
+    )
+    network = start.backbone.network
+    inside = next(name for name, part in network.named_modules() if part is language(network))
+    before, after = network.state_dict(), learned.backbone.network.state_dict()
+    assert before.keys() == after.keys()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert any(key.startswith(inside) for key in changed)
+    assert all(key.startswith((f"{inside}.", f"{start.backbone.projection}.")) for key in changed)
+    assert f"{start.backbone.projection}.weight" in changed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_read_in_parts_the_gradients_are_those_of_the_whole_batch(kind: str, tmp_path: Path) -> None:
+    encoder, items = ColPali.tiny(1, kind), coloured.pages(tmp_path)
+    told = [
+        replace(one, query=Query(one.query.text or "" + "?" * n)) for n, one in enumerate(coloured.lessons(items, 1))
+    ]
+    batch = collated(told, lambda one, side: encoder.read(one))
+    made = [coloured.gradients(Late(encoder.backbone, Objective(), chunk), batch) for chunk in (0, 3)]
+    coloured.same(*made)
+
+
+def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
+    coloured.pages(tmp_path)
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, late_in_two.__file__, tmp_path], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    encoder, late = late_in_two.learner(0)
+    batch = collated(late_in_two.told(tmp_path), lambda one, side: encoder.read(one))
+    wanted = coloured.gradients(late, batch)
+    for rank in (0, 1):
+        told = json.loads((tmp_path / f"{rank}.json").read_text("utf-8"))
+        assert told == pytest.approx(late(**batch)["loss"].item(), abs=1e-5)
+        coloured.same(load_file(tmp_path / f"{rank}.safetensors"), wanted)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from triptych import progress
 from triptych.errors import BadInput, Cancelled, Unsupported
 from triptych.manifests.registry import card
+from triptych.retrievers._stored import store_in
 from triptych.retrievers.base import Item, Query, Source, Where
 from triptych.retrievers.lm import ScriptedLM, joined
-from triptych.retrievers.text._stored import store_in
 from triptych.retrievers.text.hybrid import RandomTerms
 from triptych.retrievers.universal.cream import (
     CREAM,

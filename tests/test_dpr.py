@@ -18,9 +18,9 @@ from triptych.errors import BadInput, MissingWeights, Unsupported
 from triptych.manifests.registry import card
 from triptych.retrievers.base import Item, MediaRef, Query, Source, Space
 from triptych.retrievers.stores.vectors import VectorStore
-from triptych.retrievers.text._towers import characters, padded, vectors_of
 from triptych.retrievers.text._training import Fitting, Question
 from triptych.retrievers.text.dpr import DIM, DPR, FOLDERS, passage_text
+from triptych.retrievers.towers import characters, padded, vectors_of
 from triptych.tools.stages import Stages
 
 TEXTS = ["Berlin costs 120 euros.", "", "x" * 700, "ünïcode 你好 🙂", "the cat sat on the mat " * 12]

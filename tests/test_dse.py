@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,11 +15,14 @@ from triptych import Settings
 from triptych.errors import BadInput, MissingWeights, Unsupported
 from triptych.manifests.registry import card
 from triptych.retrievers.base import Item, Query, Source
+from triptych.retrievers.universal._contrastive_training import Adapters, Contrast, collated, info_nce
 from triptych.retrievers.universal._mllm import REMOTE, Backbone
+from triptych.retrievers.universal._vectors import last
 from triptych.retrievers.universal.dse import DSE, LONGEST, squared
 from triptych.tools.stages import Stages
 
 sys.path.append(str(Path(__file__).parent))
+from coloured_pages import COURSE, WHOLE, found, gradients, lessons, pages, same
 from mllm_files import picture, put
 
 TINY = DSE.tiny(0)
@@ -102,3 +106,43 @@ def test_load_and_what_is_refused(tmp_path: Path) -> None:
     assert DSE.from_folder(settings.weights / "dse", "float32", dim=8).space.dim == 8
     with pytest.raises(BadInput, match="The backbone is `llava_next`"):
         DSE(Backbone.tiny("llava_next"))
+
+
+# --- learning --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [0, 16])
+def test_it_learns_which_page_answers_and_is_taken_back(dim: int, tmp_path: Path) -> None:
+    start, items = DSE(TINY.backbone, dim=dim, edge=56), pages(tmp_path)
+    told = lessons(items, wrong=1, times=10)
+    learned = start.fit(told, tmp_path / "fit", course=COURSE, adapters=WHOLE)
+    assert found(start, items) < found(learned, items) >= 3
+    assert learned.space.dim == (dim or 64)
+    again = DSE(Backbone.from_folder(tmp_path / "fit", ("qwen2_vl",), "float32"), dim, 56)
+    np.testing.assert_allclose(again.encode(items, "document"), learned.encode(items, "document"), atol=1e-5)
+    put_back = start.fit(told, tmp_path / "fit", course=COURSE, adapters=WHOLE)  # all of it is learned: nothing is left
+    np.testing.assert_allclose(put_back.encode(items, "document"), learned.encode(items, "document"), atol=1e-5)
+    for others, settings in ((told[:20], WHOLE), (told, Adapters(rank=0, chunk=1))):
+        with pytest.raises(BadInput, match="holds a fit with other"):
+            start.fit(others, tmp_path / "fit", course=COURSE, adapters=settings)
+
+
+def test_adapters_change_the_language_part_alone(tmp_path: Path) -> None:
+    start, items = DSE(TINY.backbone, edge=56), pages(tmp_path)
+    learned = start.fit(lessons(items, times=2), tmp_path / "fit", course=COURSE, adapters=Adapters(rank=4, chunk=3))
+    before, after = (one.backbone.model.state_dict() for one in (start, learned))
+    assert before.keys() == after.keys()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed and all(key.startswith("language_model.layers.") and "_proj." in key for key in changed)
+
+
+def test_read_in_parts_the_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    encoder = DSE(Backbone.tiny("qwen2_vl", 1), edge=56)
+    batch = collated(lessons(pages(tmp_path), wrong=1), lambda one, side: encoder.backbone.read(encoder.said(one), 128))
+    made = [
+        gradients(
+            Contrast(encoder.backbone.model, lambda read: last(*encoder.backbone.states(read)), info_nce, chunk), batch
+        )
+        for chunk in (0, 3)
+    ]
+    same(*made)

@@ -20,6 +20,7 @@ from triptych.retrievers.universal.gme import DEFAULT, GME
 from triptych.tools.stages import Stages
 
 sys.path.append(str(Path(__file__).parent))
+import coloured_pages as coloured
 from mllm_files import headed, noise, picture, put
 
 TINY = GME.tiny(0)
@@ -108,3 +109,14 @@ def test_load_and_what_is_refused(tmp_path: Path) -> None:
     assert found.backbone._looked([noise(1)])[0][0] >= 256
     with pytest.raises(BadInput, match="The backbone is `llava_next`"):
         GME(Backbone.tiny("llava_next"))
+
+
+def test_it_learns_what_answers_and_is_taken_back(tmp_path: Path) -> None:
+    start, items = GME.tiny(), coloured.pages(tmp_path, "image")
+    told = coloured.lessons(items, wrong=1, times=10)
+    learned = start.fit(told, tmp_path / "fit", course=coloured.COURSE, adapters=coloured.WHOLE)
+    assert coloured.found(start, items) < coloured.found(learned, items) >= 3
+    again = GME(Backbone.from_folder(tmp_path / "fit", ("qwen2_vl",), "float32"), 256, (4, 16))
+    np.testing.assert_allclose(again.encode(items, "document"), learned.encode(items, "document"), atol=1e-5)
+    with pytest.raises(BadInput, match="holds a fit with other"):
+        start.fit(told[:4], tmp_path / "fit", course=coloured.COURSE, adapters=coloured.WHOLE)

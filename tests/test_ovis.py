@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,9 @@ from triptych.retrievers.base import Item, MediaRef, Query, Source
 from triptych.retrievers.universal._ovis_tiles import published
 from triptych.retrievers.universal._ovis_tiny import VISUAL_WORDS, toy
 from triptych.retrievers.universal.ovis import BEHIND, INDICATORS, PATCH, TEXT_TOKENS, Ovis, tokens_of
+
+sys.path.append(str(Path(__file__).parent))
+import coloured_pages as coloured
 
 TINY = Ovis.tiny(0)
 SIZES = [(60, 80), (40, 40), (20, 20)]
@@ -287,3 +291,14 @@ def test_load_reads_the_folder_of_the_home_and_the_card_says_what_it_is(tmp_path
     TINY.save(tmp_path / "ovis")
     loaded = Ovis.load(own, parts)
     np.testing.assert_allclose(loaded.encode(WORDS, "document"), TINY.encode(WORDS, "document"), atol=1e-5)
+
+
+def test_it_learns_what_answers_and_is_taken_back(tmp_path: Path) -> None:
+    start, items = Ovis.tiny(), coloured.pages(tmp_path, "image")
+    told = coloured.lessons(items, wrong=1, times=10)
+    learned = start.fit(told, tmp_path / "fit", course=coloured.COURSE, adapters=coloured.WHOLE)
+    assert coloured.found(start, items) < coloured.found(learned, items) >= 3
+    again = Ovis.from_folder(tmp_path / "fit", "float32")
+    np.testing.assert_allclose(again.encode(items, "document"), learned.encode(items, "document"), atol=1e-5)
+    with pytest.raises(BadInput, match="holds a fit with other"):
+        start.fit(told[:4], tmp_path / "fit", course=coloured.COURSE, adapters=coloured.WHOLE)

@@ -26,8 +26,8 @@ from triptych.retrievers.searchable import searchable_text
 from triptych.retrievers.stores.vectors import VectorStore
 from triptych.retrievers.text import poly_encoder as module
 from triptych.retrievers.text._poly_network import SHAPE, PolyNetwork, read, write
-from triptych.retrievers.text._poly_training import Collator
-from triptych.retrievers.text.poly_encoder import Example, Fitting, PolyEncoder, Shape, poly_scores
+from triptych.retrievers.text._poly_training import Collator, Fitting
+from triptych.retrievers.text.poly_encoder import Example, PolyEncoder, Shape, poly_scores
 
 WORDS = ("owl", "barn", "ferry", "noon", "hotel", "desk", "fox", "moon", "rain", "salt")
 TEXTS = [f"{a} {b} {a}{b}" for a in WORDS for b in WORDS if a != b]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from triptych.errors import BadInput
 from triptych.manifests.registry import cards
 from triptych.tools.evaluation.result import Arm
 
@@ -89,3 +92,85 @@ def test_seeds_are_averaged_metric_by_metric_and_query_by_query(module: Any) -> 
     assert one.settings == {"size": 2}
     assert one.metrics == {"nDCG@10": pytest.approx(0.5), "nDCG@10_sd": pytest.approx(0.3606, abs=1e-4), "none": None}
     assert one.per_query == {"nDCG@10": {"q": pytest.approx(0.5), "r": None}}
+
+
+# the larger course
+
+LEARNING: dict[str, tuple[str, dict[str, Any]]] = {
+    "ance": ("data", {"LEARNED": 14, "TUNED": 2, "HELD": 6, "VOCABULARY": 300}),
+    "colbert": ("data", {"FULL": {"limit": None, "lessons": 9, "epochs": 1, "batch": 4, "centroids": 16}}),
+    "deepct": ("train", {"MEASURED": 4, "TUNED": 4}),
+    "dpr": ("train", {"LEARNED": 14, "TUNED": 2, "HELD": 6}),
+    "hdct": ("data", {"CHOSEN": 4}),
+    "poly_encoder": (
+        "train",
+        {"LEARNED": 14, "TUNED": 2, "HELD": 6, "EXAMPLES": 8, "TIMES": 1, "CODES": (1, 2), "FACETS": (2,)}
+        | {"CROSS_QUERIES": 4, "SEARCHED": 2, "SIZES": (50,)},
+    ),
+}
+"""What each learns from, and sizes for a test."""
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT's folder."""
+    from triptych.retrievers.text.colbert import ColBERT
+
+    folder, tiny = tmp_path_factory.mktemp("bert"), ColBERT.tiny()
+    tiny.network.bert.save_pretrained(folder)
+    tiny.tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection with a part `train`, and the same as questions with their passages."""
+    folder, rng = tmp_path_factory.mktemp("toy"), random.Random(0)
+    words = ["".join(rng.choices("abcdefgh", k=4)) for _ in range(40)]
+    rows = [[rng.choices(words, k=6), rng.choices(words, k=3)] for _ in range(24)]
+    passages = [{"id": f"p{n}", "title": " ".join(b), "text": " ".join([*a, *b])} for n, (a, b) in enumerate(rows)]
+    asked = [{"id": f"q{n}", "text": " ".join(a[:3])} for n, (a, _) in enumerate(rows)]
+    learned = [
+        {"id": one["id"], "question": one["text"], "answers": [one["text"].split()[0]], "passage": passage}
+        for one, passage in zip(asked, passages, strict=True)
+    ]
+    files: dict[str, list[Any]] = {"corpus": passages, "queries": asked, "train": learned}
+    for name, lines in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    for name, numbers in {"qrels": range(8), "qrels.train": range(8, 24)}.items():
+        (folder / f"{name}.tsv").write_text("".join(f"q{n}\tp{n}\t1\n" for n in numbers), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_the_larger_course_has_a_result_of_its_own(
+    module: Any, name: str, start: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, (source, sizes) = module(name), LEARNING[name]
+    monkeypatch.setattr(made._proof.plots, "draw", lambda result, out: [])
+    if name != "ance":
+        monkeypatch.setattr(made, "folder", lambda *_: start)
+    for course in ("FULL", "FULL_WARM") if name != "colbert" else ():
+        if hasattr(made, course):
+            monkeypatch.setattr(made, course, replace(getattr(made, course), epochs=1, batch=4))
+    for key, size in sizes.items():
+        monkeypatch.setattr(made, key, size)
+    given = toy if source == "data" else toy / "train.jsonl"
+    monkeypatch.setattr(
+        sys, "argv", [name, f"--{source}", str(given), "--full", "--seeds", "1", "--out", str(tmp_path)]
+    )
+    made.main()
+    assert [path.name for path in tmp_path.glob("*.json")] == [f"{name}_full.json"]
+    told = json.loads((tmp_path / f"{name}_full.json").read_text("utf-8"))
+    assert told["command"].endswith("FULL=1")
+    assert {"processor", "gpu", "cores"} <= told["environment"].keys()
+    assert any(arm["system"].startswith(name) for arm in told["arms"])
+    assert told["comparisons"]
+
+
+@pytest.mark.parametrize("name", ["bm25", "tfidf", "prompt_saw", "monobert", "cpc"])
+def test_what_learns_nothing_has_no_larger_course(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = module(name)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--full"])
+    with pytest.raises(BadInput, match=f"`{name}` has no larger course"):
+        made.main()

@@ -21,9 +21,9 @@ from triptych.retrievers.base import Encoder, Item, Query, Source
 from triptych.retrievers.text import use_multilingual
 from triptych.retrievers.text._poly_network import PolyNetwork, write
 from triptych.retrievers.text._poly_shape import Shape
-from triptych.retrievers.text._towers import characters
 from triptych.retrievers.text.ance import ANCE
 from triptych.retrievers.text.dpr import DPR
+from triptych.retrievers.towers import characters
 
 BROUGHT = ("dpr", "ance", "colbert", "poly_encoder")
 """Systems whose weights the user brings into `weights/ID`; those of the others are pinned by hash."""

@@ -196,7 +196,7 @@ def test_another_models_files_are_refused_by_name(
 def test_patches_of_another_size_and_a_foreign_tokenizer_are_refused(fixed: SigLIP, flexible: SigLIP) -> None:
     from transformers import Siglip2ImageProcessorPil
 
-    from triptych.retrievers.text._towers import characters
+    from triptych.retrievers.towers import characters
 
     with pytest.raises(BadInput, match="patches of `16` pixels, the model reads `8`"):
         SigLIP(flexible.model, flexible.tokenizer, Siglip2ImageProcessorPil())

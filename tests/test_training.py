@@ -18,7 +18,6 @@ from triptych import progress
 from triptych.errors import BadInput, Cancelled
 from triptych.retrievers.base import Item, Query, Source
 from triptych.retrievers.fitting import in_batch_nll
-from triptych.retrievers.text._towers import padded, vectors_of
 from triptych.retrievers.text._training import (
     Fitting,
     Question,
@@ -33,6 +32,7 @@ from triptych.retrievers.text._training import (
 )
 from triptych.retrievers.text.ance import ANCE
 from triptych.retrievers.text.dpr import DPR
+from triptych.retrievers.towers import padded, vectors_of
 
 NAMES = "amber birch cedar delta ember fjord grove heath".split()
 ITEMS = [

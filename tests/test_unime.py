@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -20,8 +21,9 @@ from triptych.manifests.registry import card
 from triptych.retrievers.base import Item, Query, Source
 from triptych.retrievers.fitting import Course
 from triptych.retrievers.text.all_minilm_l6_v2 import AllMiniLM
+from triptych.retrievers.universal._contrastive_training import Adapters, Lesson
 from triptych.retrievers.universal._mllm import REMOTE, Backbone
-from triptych.retrievers.universal._unime_training import Adapters, Student, taught, vectors_of
+from triptych.retrievers.universal._unime_training import Student, taught, vectors_of
 from triptych.retrievers.universal.unime import (
     BEYOND,
     HARD,
@@ -201,6 +203,9 @@ def test_what_was_filtered_never_comes_back() -> None:
     assert counts[1:].sum(dim=1).tolist() == [4] * 4
     alone = hard_negative_loss(queries[:1], candidates[:1])
     assert float(alone) == 0
+    known = torch.ones(5, 5, dtype=torch.bool)
+    assert not hard_negatives(queries @ candidates.T, right=known)[1].any()
+    assert float(hard_negative_loss(queries, candidates, right=known)) == 0
     wanted = by_loop(cosines(queries, candidates), BEYOND, HARD, TEMPERATURE)
     assert float(hard_negative_loss(queries, candidates)) == pytest.approx(wanted, abs=1e-5)
 
@@ -223,6 +228,15 @@ def test_more_places_than_rows_and_lengths_do_not_matter() -> None:
     for one, other in ((5, 4), (0, 0)):
         with pytest.raises(BadInput, match=f"`{one}` queries and `{other}` candidates"):
             hard_negative_loss(queries[:one], candidates[:other])
+
+
+def test_candidates_of_no_query_are_negatives_of_all() -> None:
+    queries, candidates = drawn(1, 3, 4), drawn(2, 5, 4)
+    wanted = 0.0
+    for row, scores in enumerate(cosines(queries, candidates)):
+        left = sorted((one for place, one in enumerate(scores) if place != row), reverse=True)[:2]
+        wanted -= math.log(softmax([one / 0.2 for one in (scores[row], *left)])[0]) / 3
+    assert float(hard_negative_loss(queries, candidates, 2.0, 2, 0.2)) == pytest.approx(wanted, abs=1e-4)
 
 
 # --- learning --------------------------------------------------------------------------------------------------------
@@ -295,6 +309,62 @@ def test_a_batch_read_in_parts_has_the_same_gradients() -> None:
         found.append((loss.detach(), language.layers[0].self_attn.q_proj.weight.grad.clone()))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+NAMES = "amber birch cedar delta ember fjord grove heath".split()
+
+
+def pairs(folder: Path) -> list[Lesson]:
+    """Names with the picture, or the text, that each stands for."""
+    shown = [replace(picture(folder, n), id=f"i{n}") for n in range(4)]
+    told = [Item(f"i{n}", f"where {NAMES[n - 4]} grows", Source("a.txt")) for n in range(4, 8)]
+    return [Lesson(Query(name, instruction="Find it:"), one) for name, one in zip(NAMES, shown + told, strict=True)]
+
+
+def untold(system: UniME, data: list[Lesson]) -> float:
+    """The loss over all lessons."""
+    items = system.encode([one.right for one in data], "document")
+    queries = system.encode([one.query for one in data], "query")
+    return float(hard_negative_loss(torch.from_numpy(queries), torch.from_numpy(items)))
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_the_second_stage_learns_from_pairs_of_any_modality(rank: int, tmp_path: Path) -> None:
+    unime, data = TINY["llava_next"], pairs(tmp_path)
+    before = {key: values.clone() for key, values in unime.backbone.model.state_dict().items()}
+    course = Course(epochs=40, batch=8, rate=2e-3 if rank == 0 else 5e-3, every=40)
+    adapters = Adapters(rank, dropout=0.0, chunk=3)
+    made = unime.fit_pairs(data, tmp_path / "fit", course=course, adapters=adapters, hard=4)
+    assert untold(made, data) < 0.7 * untold(unime, data)
+    assert all(torch.equal(values, before[key]) for key, values in unime.backbone.model.state_dict().items())
+    moved = {key for key, values in made.backbone.model.state_dict().items() if not torch.equal(values, before[key])}
+    assert moved and all(key.startswith("language_model.layers.") for key in moved) == bool(rank)
+    again = UniME.from_folder(tmp_path / "fit", "float32")
+    again.longest = made.longest
+    np.testing.assert_allclose(
+        again.encode([one.right for one in data], "document"),
+        made.encode([one.right for one in data], "document"),
+        atol=1e-5,
+    )
+    with pytest.raises(BadInput, match="`fit` holds a fit with other settings or data"):
+        unime.fit_pairs(data, tmp_path / "fit", course=course, adapters=adapters, hard=5)
+
+
+def test_a_stopped_second_stage_goes_on(tmp_path: Path) -> None:
+    system, data = UniME.tiny(1), pairs(tmp_path)
+    course, adapters = Course(epochs=3, batch=4, rate=1e-3, every=2), Adapters(rank=0, chunk=2)
+    straight = system.fit_pairs(data, tmp_path / "one", course=course, adapters=adapters)
+    stop = Event()
+
+    def told(done: int, total: int | None, what: str) -> None:
+        if what == "training steps" and done >= 3:
+            stop.set()
+
+    with progress.reporting(told, cancelled=stop), pytest.raises(Cancelled):
+        system.fit_pairs(data, tmp_path / "two", course=course, adapters=adapters)
+    gone_on = system.fit_pairs(data, tmp_path / "two", course=course, adapters=adapters)
+    for key, values in straight.backbone.model.state_dict().items():
+        torch.testing.assert_close(gone_on.backbone.model.state_dict()[key], values, atol=1e-4, rtol=0)
 
 
 def test_a_teacher_of_other_texts_is_refused(tmp_path: Path) -> None:

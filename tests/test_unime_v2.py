@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from triptych import Settings
 from triptych.errors import BadInput, MissingWeights, Unsupported
 from triptych.manifests.registry import card
 from triptych.retrievers.base import Item, MediaRef, Query, Source
+from triptych.retrievers.fitting import Course
 from triptych.retrievers.lm import LM, Prompt, ScriptedLM
+from triptych.retrievers.universal._contrastive_training import Adapters, Lesson
 from triptych.retrievers.universal._mllm import Backbone
 from triptych.retrievers.universal.unime_v2 import (
     EPSILON,
@@ -205,6 +208,49 @@ def test_a_right_one_that_is_far_behind_learns_nothing() -> None:
 def test_there_is_a_score_for_each() -> None:
     with pytest.raises(BadInput, match=r"`\(1, 3\)` and scores `\(1, 2\)`"):
         alignment(torch.ones(1, 3), torch.ones(1, 2))
+
+
+# --- learning --------------------------------------------------------------------------------------------------------
+
+
+def judged_lessons(folder: Path) -> list[Lesson]:
+    """Each asks for one of four items and has two others, of which the judge likes the first as well."""
+    items = [picture(folder, 1), text(2, "an owl"), text(3, "a ferry"), text(4, "the printer")]
+    return [
+        Lesson(Query(f"number {n}"), items[n], (items[n - 1], items[n - 2]), scores=(0.9, 0.9, 0.0)) for n in range(4)
+    ]
+
+
+def test_it_learns_what_the_judge_says_and_not_the_label(tmp_path: Path) -> None:
+    system, lessons = TINY["qwen2_vl"], judged_lessons(tmp_path)
+    course, adapters = Course(epochs=40, batch=4, rate=3e-3, every=40), Adapters(0, chunk=3)
+    made = system.fit(lessons, tmp_path / "fit", course=course, adapters=adapters)
+    for ours, learned in ((system, False), (made, True), (UniMEV2.from_folder(tmp_path / "fit", "float32"), True)):
+        ours.edge = system.edge
+        queries = ours.encode([one.query for one in lessons], "query")
+        lists = [ours.encode([one.right, *one.wrong], "document") for one in lessons]
+        cosines = torch.tensor(np.einsum("qd,qcd->qc", queries, np.stack(lists)))
+        loss = float(alignment(cosines, torch.tensor([one.scores for one in lessons])))
+        assert (loss < 1.0) is learned
+        if learned:
+            assert bool((cosines[:, :2].amin(1) > cosines[:, 2]).all())
+            assert float((cosines[:, 0] - cosines[:, 1]).abs().max()) < 0.1
+
+
+def test_scores_for_each_candidate_and_a_loss_are_part_of_the_fit(tmp_path: Path) -> None:
+    system, lessons = TINY["qwen2_vl"], judged_lessons(tmp_path)
+    for wrong in (replace(lessons[0], scores=(1.0,)), replace(lessons[0], wrong=(), scores=(1.0,))):
+        with pytest.raises(BadInput, match=f"`{len(wrong.wrong)}` wrong items and `1` scores"):
+            system.fit([wrong], tmp_path / "fit")
+    assert not (tmp_path / "fit").exists()
+
+    def first_alone(cosines: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return -cosines[:, 0].mean()
+
+    course, adapters = Course(epochs=1, batch=4, rate=1e-3), Adapters(0)
+    system.fit(lessons, tmp_path / "fit", course=course, adapters=adapters, loss=first_alone)
+    with pytest.raises(BadInput, match="other settings or data"):
+        system.fit(lessons, tmp_path / "fit", course=course, adapters=adapters)
 
 
 # --- doors -----------------------------------------------------------------------------------------------------------

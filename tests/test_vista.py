@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from triptych import Settings
 from triptych.errors import BadInput, MissingWeights, Unsupported
 from triptych.manifests.registry import card
 from triptych.retrievers.base import Item, MediaRef, Query, Source
-from triptych.retrievers.text._towers import characters, seeded
+from triptych.retrievers.towers import characters, seeded
+from triptych.retrievers.universal._contrastive_training import Contrast, Lesson, collated, info_nce
 from triptych.retrievers.universal.clip import CLIP
 from triptych.retrievers.universal.vista import VISTA, Towers
 from triptych.tools.stages import Stages
+
+sys.path.append(str(Path(__file__).parent))
+import coloured_pages as coloured
 
 PATCHES = 16
 TEXTS = ["an owl", "", "the cat sat on the mat", "🙂 ünïcode 你好"]
@@ -310,3 +315,36 @@ def test_a_model_that_gives_nan_is_an_error(tmp_path: Path) -> None:
     assert np.isfinite(broken.encode([Query("owl")], "query")).all()
     with pytest.raises(BadInput, match="`nan`"):
         broken.encode([Query("owl", picture(tmp_path))], "query")
+
+
+def test_it_learns_what_answers_and_is_taken_back(tmp_path: Path) -> None:
+    start, items = VISTA.tiny(), coloured.pages(tmp_path, "image")
+    told = coloured.lessons(items, wrong=1, times=10)
+    learned = start.fit(told, tmp_path / "fit", course=coloured.COURSE)
+    assert coloured.found(start, items) < coloured.found(learned, items) >= 3
+    again = VISTA.from_folder(tmp_path / "fit", "float32")
+    np.testing.assert_allclose(again.encode(items, "document"), learned.encode(items, "document"), atol=1e-5)
+    with pytest.raises(BadInput, match="holds a fit with other"):
+        start.fit(told[:4], tmp_path / "fit", course=coloured.COURSE)
+
+
+def test_the_text_embedder_does_not_learn(tmp_path: Path) -> None:
+    start, items = VISTA.tiny(), coloured.pages(tmp_path, "image")
+    asked = [Query("an owl"), Query("red")]
+    for alone in (False, True):
+        learned = start.fit(
+            coloured.lessons(items), tmp_path / f"{alone}", course=coloured.COURSE, only_projection=alone
+        )
+        np.testing.assert_array_equal(learned.encode(asked, "query"), start.encode(asked, "query"))
+        assert np.abs(learned.encode(items, "document") - start.encode(items, "document")).max() > 1e-3
+        [one, other] = (encoder.towers.vision.state_dict() for encoder in (start, learned))
+        assert all(torch.equal(one[key], other[key]) for key in one) is alone
+
+
+def test_read_in_parts_the_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    encoder, items = VISTA.tiny(1), coloured.pages(tmp_path, "image")
+    told = [*coloured.lessons(items), Lesson(Query("mixed", items[0].media), Item("t", "a text", Source("t.md")))]
+    batch = collated(told, lambda one, side: encoder._read(one))
+    learns = torch.nn.ModuleList([encoder.towers.vision, encoder.towers.projection])
+    made = [coloured.gradients(Contrast(learns, encoder._vectors, info_nce, chunk), batch) for chunk in (0, 2)]
+    coloured.same(*made)

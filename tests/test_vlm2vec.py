@@ -13,6 +13,8 @@ from triptych import Settings
 from triptych.errors import BadInput, MissingWeights, Unsupported
 from triptych.manifests.registry import card
 from triptych.retrievers.base import Item, MediaRef, Query, Source
+from triptych.retrievers.fitting import Course
+from triptych.retrievers.universal._contrastive_training import Adapters, Lesson
 from triptych.retrievers.universal._mllm import REMOTE, Backbone
 from triptych.retrievers.universal.vlm2vec import BACKBONES, VLM2Vec
 from triptych.tools.stages import Stages
@@ -116,6 +118,29 @@ def test_an_empty_text_is_read_and_no_query_is_not(vlm2vec: VLM2Vec) -> None:
 def test_other_backbones_are_refused() -> None:
     with pytest.raises(BadInput, match="The backbone is `llava_onevision`"):
         VLM2Vec(Backbone.tiny("llava_onevision"))
+
+
+# --- learning --------------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_what_an_instruction_asks_of_a_picture(tmp_path: Path) -> None:
+    vlm2vec, told = TINY["qwen2_vl"], ("What is it?", "Where is it?")
+    lessons = []
+    for number in range(4):
+        shown = picture(tmp_path, number).media
+        for group, instruction in enumerate(told):
+            answer = Item(f"{group}{number}", f"{instruction[:5]} {number}", Source("a.txt"))
+            lessons.append(Lesson(Query(None, shown, instruction), answer, group=str(group)))
+    course = Course(epochs=30, batch=8, rate=3e-3, every=30)
+    made = vlm2vec.fit(lessons, tmp_path / "fit", course=course, adapters=Adapters(0, chunk=4), run=4)
+    found = []
+    for system in (vlm2vec, made, VLM2Vec.from_folder(tmp_path / "fit", "float32")):
+        scores = system.encode([one.query for one in lessons], "query")
+        scores = scores @ system.encode([one.right for one in lessons], "document").T
+        found.append(float((scores.argmax(axis=1) == np.arange(len(lessons))).mean()))
+    assert found[0] < 0.5 < found[1] == found[2]
+    with pytest.raises(BadInput, match="other settings or data"):
+        vlm2vec.fit(lessons, tmp_path / "fit", course=course, adapters=Adapters(0, chunk=4), run=2)
 
 
 # --- doors -----------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ class Attached:
         Raises:
             UnknownSystem: no such retriever.
             NotFound: the library does not have it.
-            StoreError: it was built with other weights than those of today.
+            StoreError: it was built with other weights or settings than those of today.
             MissingWeights: they are not here.
             Unsupported: it does not read such a query.
         """
@@ -249,7 +249,8 @@ class Attached:
 
     def _check(self, name: str) -> None:
         if self.marks()[name] != self.spaces.mark(name):
-            raise StoreError(f"The retriever `{name}` was built with other weights than those that are here.", REBUILD)
+            what = "other weights or settings than today's"
+            raise StoreError(f"The retriever `{name}` was built with {what}.", REBUILD)
 
 
 def _problem(name: str, error: TriptychError) -> FileProblem:

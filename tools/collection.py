@@ -178,7 +178,7 @@ class Collection:
             unchanged=tally.unchanged,
             removed=tally.removed,
             items=sum(self._catalog.counts().values()),
-            problems=[*tally.problems, *behind],
+            problems=[*tally.problems, *behind, *self.spaces.refused()],
             ms=clock.total(),
         )
 
@@ -274,7 +274,7 @@ class Collection:
             mending.run(targets, adopt=adopt)
             self.spaces.follow()
             self.attached.renew()
-            mending.problems += self.attached.follow()
+            mending.problems += [*self.attached.follow(), *self.spaces.refused()]
         finally:
             self._store.flush()
             self.spaces.settle()

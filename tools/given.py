@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..manifests.registry import card
 from ..manifests.weights import hash_of
-from ..retrievers.base import Encoder
+from ..retrievers.base import Encoder, Retriever
 from .indexing import sha256
 
 if TYPE_CHECKING:
@@ -20,12 +20,12 @@ LEFT_OUT = "checkpoint-"
 
 
 def mark_of(name: str, settings: Settings) -> str:
-    """What decides the vectors of the retriever `name` today: the hash of its weights, those of a table or those that
+    """What decides the index of the retriever `name` today: the hash of its weights, those of a table or those that
     the user brought, and what else it stands on."""
     system = card(name, "retriever")
     told = ",".join(map(hash_of, system.weights)) or given_hash(settings.weights / name)
     kind = system.resolve()
-    return told or (kind.mark(settings) if issubclass(kind, Encoder) else "")
+    return told or (kind.mark(settings) if issubclass(kind, Encoder | Retriever) else "")
 
 
 def given_hash(folder: Path) -> str:

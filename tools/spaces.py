@@ -28,11 +28,13 @@ from ..retrievers.stores.milvus import batched
 from ..retrievers.stores.vectors import VectorStore
 from .catalog import REBUILD
 from .given import mark_of
+from .schemas import FileProblem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from ..errors import TriptychError
     from ..retrievers.base import Encoder, MediaRef
     from ..retrievers.stores.milvus import MilvusStore
     from .catalog import Catalog
@@ -62,6 +64,7 @@ class Spaces:
     store: MilvusStore
     stages: Stages
     located: Callable[[MediaRef], MediaRef]
+    _refused: list[FileProblem] = field(default_factory=list)
     _open: dict[str, VectorStore] = field(default_factory=dict)
 
     def marks(self) -> dict[str, str]:
@@ -163,6 +166,11 @@ class Spaces:
         one = self._further(name, required=True)
         return 0 if one is None else self._followed(one)
 
+    def refused(self) -> list[FileProblem]:
+        """The passages that have no vector because their picture cannot be read, since this was last asked."""
+        told, self._refused = self._refused, []
+        return told
+
     def remove(self, name: str) -> None:
         """Take a space from the library."""
         self._vectors(name).erase()
@@ -235,6 +243,7 @@ class Spaces:
             step(done * BATCH, len(missing), f"vectors of {one.name}")
             made += one.add(self.store.get(part))
         one.vectors.settle()
+        self._refused += [_problem(one.name, item.source.uri, error) for item, error in one.refused]
         return made
 
     def _further(self, name: str, *, required: bool = False) -> Further | None:
@@ -285,6 +294,11 @@ class Spaces:
         if set(encoder.modalities) == set(MODALITIES):
             return set(self.catalog.live())
         return set(self.store.ids(Where(modalities=encoder.modalities)))
+
+
+def _problem(name: str, uri: str, error: TriptychError) -> FileProblem:
+    message = f"`{name}` has no vector of it: {error.message}"
+    return FileProblem(uri=uri, type=type(error).__name__, message=message, hint=error.hint)
 
 
 def has_other_languages(texts: Sequence[str]) -> bool:

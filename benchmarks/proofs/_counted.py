@@ -23,26 +23,29 @@ K1 = (0.3, 0.6, 0.9, 1.2, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 B = (0.0, 0.2, 0.4, 0.6, 0.75, 0.9)
 
 
-def asked(description: str | None, source: str, limit: int, *, has_queries: bool = False) -> argparse.Namespace:
+def asked(description: str | None, source: str, limit: int, queries: int | None = None) -> argparse.Namespace:
     """`--SOURCE PATH`, `--limit N`, `--full`, `--seeds N`, `--out FOLDER`, `--work FOLDER`, and maybe `--queries N`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(f"--{source}", type=Path, required=True, help="what is learned from and measured on")
     parser.add_argument("--limit", type=int, default=limit, help="so many of its texts")
-    if has_queries:
-        parser.add_argument("--queries", type=int, help="so many queries are measured; all without")
-    parser.add_argument("--full", action="store_true", help="all texts, and longer learning: better on a GPU")
+    if queries is not None:
+        parser.add_argument("--queries", type=int, default=queries, help="so many queries are measured")
+    parser.add_argument("--full", action="store_true", help="all of it, larger batches, more epochs: for a GPU")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=_proof.RESULTS)
     parser.add_argument("--work", type=Path, help="where fits are kept, to go on from")
     return parser.parse_args()
 
 
-def command(system: str, given: argparse.Namespace, source: str, limit: int) -> str:
-    """The line that makes this result again; files are told by their names."""
+def command(system: str, given: argparse.Namespace, source: str, **usual: int) -> str:
+    """The line that makes this result again; files are told by their names.
+
+    Args:
+        usual: what `--limit` and `--queries` are when nobody says; `--full` asks for all.
+    """
     words = ["make", "prove", f"ID={system}", f"{source.upper()}={getattr(given, source).name}"]
-    words += ["FULL=1"] if given.full else [f"LIMIT={given.limit}"] if given.limit != limit else []
-    queries = getattr(given, "queries", None)
-    return " ".join([*words, *([f"QUERIES={queries}"] if queries else [])])
+    told = [f"{name.upper()}={getattr(given, name)}" for name, value in usual.items() if getattr(given, name) != value]
+    return " ".join([*words, *(["FULL=1"] if given.full else told)])
 
 
 @dataclass(frozen=True)

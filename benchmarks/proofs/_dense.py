@@ -35,10 +35,21 @@ def asked(description: str | None, limit: int) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=limit, help="so many questions are learned from")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how often each arm is trained")
     parser.add_argument("--rate", type=float, help="try a learning rate on the questions kept for that")
-    parser.add_argument("--full", action="store_true", help="more epochs, whole passages; for a GPU")
+    parser.add_argument("--full", action="store_true", help="all questions, more epochs, larger batches; for a GPU")
     parser.add_argument("--out", type=Path, default=_proof.RESULTS)
     parser.add_argument("--work", type=Path, help="where fits are kept, to go on from")
     return parser.parse_args()
+
+
+def command(system: str, given: argparse.Namespace) -> str:
+    """The line that makes this result again; files are told by their names."""
+    source = f"TRAIN={given.train.parent.name}/{given.train.name}" if given.train else f"DATA={given.data.name}"
+    return f"make prove ID={system} {source} {'FULL=1' if given.full else f'LIMIT={given.limit}'}"
+
+
+def tried(given: argparse.Namespace, on: str) -> str:
+    """Where the learning rate was tried."""
+    return "that of the smaller run" if given.full else f"tried on {on}"
 
 
 def item(key: str, title: str, text: str) -> Item:
@@ -61,12 +72,9 @@ def by_words(search: BM25, queries: Mapping[str, str], top: int = TOP) -> dict[s
 
 def by_vectors(encoder: Encoder, queries: Mapping[str, str], items: Sequence[Item]) -> dict[str, list[Item]]:
     """The items of the largest inner product with each query, best first."""
-    passages = encoder.encode(items, "document")
-    found = {}
-    for key, text in queries.items():
-        scores = passages @ encoder.encode([Query(text)], "query")[0]
-        found[key] = [items[place] for place in np.argsort(-scores, kind="stable")[:TOP]]
-    return found
+    scores = encoder.encode([Query(text) for text in queries.values()], "query") @ encoder.encode(items, "document").T
+    best = (np.argsort(-row, kind="stable")[:TOP] for row in scores)
+    return {key: [items[place] for place in row] for key, row in zip(queries, best, strict=True)}
 
 
 def arms(

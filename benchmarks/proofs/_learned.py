@@ -23,6 +23,7 @@ def asked_for(described: str | None, seeds: int) -> Namespace:
     parser.add_argument("--seeds", type=int, default=seeds, help="so many fits")
     parser.add_argument("--keep", type=Path, help="a folder for what was learned, and to go on from")
     parser.add_argument("--out", type=Path, default=_proof.RESULTS)
+    parser.add_argument("--full", action=_proof.OneSize)
     given = parser.parse_args()
     if (given.train is None) != (given.questions is None):
         parser.error("--train and --questions go together")

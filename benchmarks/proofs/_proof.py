@@ -8,13 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
+from triptych.errors import BadInput
 from triptych.refiners.base import Budget
 from triptych.refiners.tokens import count
 from triptych.retrievers.base import Query
+from triptych.retrievers.loading import computed_in, dtype
 from triptych.settings import Settings
 from triptych.tools.evaluation import datasets, plots, report
 from triptych.tools.evaluation.result import Arm, DataInfo, Result
@@ -37,7 +40,38 @@ def asked(description: str | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="that many questions, drawn at random with the seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--full", action=OneSize)
     return parser.parse_args()
+
+
+class OneSize(argparse.Action):
+    """`--full` of a proof that has no larger course, most of them because nothing is learned.
+
+    Raises:
+        BadInput: it is asked for.
+    """
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=argparse.SUPPRESS)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        raise BadInput(f"`{Path(parser.prog).stem}` has no larger course.", "Run it without `FULL=1` (`--full`).")
+
+
+def named(system: str, given: argparse.Namespace) -> str:
+    """What the result is called: that of the larger course takes no other's place."""
+    return f"{system}_full" if given.full else system
+
+
+def device() -> str:
+    """What networks compute on."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def precision(setting: str) -> str:
+    """What they compute in, for the report."""
+    on = device()
+    return computed_in(setting) if on == "cpu" else str(dtype(setting, on)).removeprefix("torch.")
 
 
 def command(system: str, given: argparse.Namespace) -> str:

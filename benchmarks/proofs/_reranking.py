@@ -102,6 +102,7 @@ def asked(description: str | None, limit: int, learns: bool = True) -> argparse.
     parser.add_argument("--limit", type=int, default=limit, help="that many queries, drawn at random with the seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=_proof.RESULTS)
+    parser.add_argument("--full", action=_proof.OneSize)
     parser.add_argument("--work", type=Path, help="where a search or a fit is kept, to go on from")
     return parser.parse_args()
 

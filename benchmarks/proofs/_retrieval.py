@@ -88,6 +88,7 @@ def asked(description: str | None, limit: int | None = None) -> argparse.Namespa
     parser.add_argument("--limit", type=int, default=limit, help="that many queries, drawn at random")
     parser.add_argument("--seeds", type=int, default=3, help="how many draws are averaged")
     parser.add_argument("--out", type=Path, default=_proof.RESULTS)
+    parser.add_argument("--full", action=_proof.OneSize)
     return parser.parse_args()
 
 

@@ -71,9 +71,9 @@ class Remembered(nn.Module):
             with torch.no_grad():
                 states = self.bert(input_ids=input_ids[new], attention_mask=attention_mask[new]).last_hidden_state
             self._known |= {keys[n]: one[: len(keys[n])].half() for n, one in zip(new, states, strict=True)}
-        found = torch.zeros((*input_ids.shape, self.config.hidden_size))
+        found = torch.zeros((*input_ids.shape, self.config.hidden_size), device=input_ids.device)
         for row, key in enumerate(keys):
-            found[row, : len(key)] = self._known[key].float()
+            found[row, : len(key)] = self._known[key].to(found)
         return SimpleNamespace(last_hidden_state=found)
 
 

@@ -14,6 +14,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
     from triptych.retrievers.base import Item
 
 LEARNED, TUNED, HELD = 4000, 200, 900
-"""Titles to learn from, others on which learning rates were tried, and others to measure on."""
+"""Titles to learn from, others on which learning rates were tried, and others to measure on; what is left `--full`
+learns from, too."""
+LIMIT = 3400
+"""Of the first, without `--full`."""
 SHUFFLE = 3
 CHARACTERS = 200
 """Abstracts are cut here for every arm, BM25 too."""
@@ -45,8 +49,9 @@ DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 LONGEST = 96
 SPAN = 8
 """Words of an abstract that ask for it in the warm start: titles alone are learned by heart."""
-WARM, EPOCHS, BATCH = 6, 3, 64
-WARM_RATE, RATE = 1e-3, 3e-4
+WARM = Fitting(epochs=6, batch=64, rate=1e-3, hard=0)
+COURSE = Fitting(epochs=3, batch=64, rate=3e-4)
+FULL_WARM, FULL = replace(WARM, epochs=24, batch=128), replace(COURSE, epochs=12, batch=128)
 Train = Callable[[Path, Fitting], ANCE]
 
 
@@ -66,13 +71,13 @@ def pieces(texts: Sequence[str]) -> Tokenizer:
     return made
 
 
-def known(folder: Path, characters: int | None) -> tuple[datasets.Collection, list[Item], dict[str, str]]:
+def known(folder: Path) -> tuple[datasets.Collection, list[Item], dict[str, str]]:
     """The collection, its abstracts in a drawn order, and their titles by id."""
     collection = datasets.collection(folder)
     rows = [one for one in collection.passages.values() if one.title and one.text]
     random.Random(SHUFFLE).shuffle(rows)
     # A title that the text begins with is not read.
-    items = [_dense.item(one.id, one.text.split()[0], one.text[:characters]) for one in rows]
+    items = [_dense.item(one.id, one.text.split()[0], one.text[:CHARACTERS]) for one in rows]
     return collection, items, {one.id: one.title for one in rows}
 
 
@@ -107,10 +112,11 @@ def ways(
 
 
 def main() -> None:
-    given = _dense.asked(__doc__, LEARNED)
-    collection, items, titles = known(given.data, None if given.full else CHARACTERS)
-    learned, tuned = items[: given.limit], items[LEARNED : LEARNED + TUNED]
-    held = tuned if given.rate else items[LEARNED + TUNED : LEARNED + TUNED + HELD]
+    given = _dense.asked(__doc__, LIMIT)
+    collection, items, titles = known(given.data)
+    last = LEARNED + TUNED + HELD
+    learned = items[:LEARNED] + items[last:] if given.full else items[: given.limit]
+    held = items[LEARNED : LEARNED + TUNED] if given.rate else items[LEARNED + TUNED : last]
     queries, gold = {one.id: titles[one.id] for one in held}, {one.id: one.id for one in held}
     measured = partial(_dense.arms, gold=gold, splits={"titles": list(queries)})
     search = _dense.lexical(items)
@@ -124,27 +130,29 @@ def main() -> None:
         arms.setdefault(system, []).extend(measured(system, ranked, start=begun, **settings).values())
 
     put("bm25", _dense.by_words(search, queries), time.perf_counter())
-    times = 4 if given.full else 1
-    sizes: dict[str, Any] = {**SIZES, **DROPOUT, "max_position_embeddings": (512 if given.full else LONGEST) + 2}
+    first, course = (FULL_WARM, FULL) if given.full else (WARM, COURSE)
+    course = replace(course, rate=given.rate or course.rate)
+    sizes: dict[str, Any] = {**SIZES, **DROPOUT, "max_position_embeddings": LONGEST + 2}
     for seed in _dense.SEEDS[: given.seeds]:
         with tempfile.TemporaryDirectory() as scratch:
-            work = (given.work or Path(scratch)) / f"{seed}_{given.rate or RATE:g}"
+            work = (given.work or Path(scratch)) / f"{seed}_{course.rate:g}"
             begun = time.perf_counter()
             untrained = ANCE.random(tokenizer, seed, SIZES["hidden_size"], **sizes)
-            first = Fitting(WARM * times, BATCH, WARM_RATE, hard=0, seed=seed)
-            warm = untrained.warm([*plain, *spans(learned, seed)], work / "warm", fitting=first, in_batch=True)
+            untrained.tower.to(_proof.device())
+            questions = [*plain, *spans(learned, seed)]
+            warm = untrained.warm(questions, work / "warm", fitting=replace(first, seed=seed), in_batch=True)
             put("warm_start", _dense.by_vectors(warm, queries, items), begun, seed=seed)
             for system, train in ways(warm, plain, found, items, seed).items():
                 begun = time.perf_counter()
-                made = train(work / system, Fitting(EPOCHS * times, BATCH, given.rate or RATE, seed=seed))
+                made = train(work / system, replace(course, seed=seed))
                 put(system, _dense.by_vectors(made, queries, items), begun, seed=seed)
     means = {name: _proof.over_seeds(own) if "seed" in own[0].settings else own[0] for name, own in arms.items()}
     others = [name for name in means if name not in ("ance", "bm25")]
     result = Result(
-        name="ance",
+        name=_proof.named("ance", given),
         kind="proof",
         title="ANCE's refreshed negatives against static ones: titles and abstracts of SciFact",
-        command=f"make prove ID=ance DATA={given.data.name} LIMIT={given.limit}",
+        command=_dense.command("ance", given),
         seed=0,
         data=(collection.info.model_copy(update={"sizes": {"abstracts": len(items), "held": len(held)}}),),
         environment=environment((), "float32"),
@@ -153,10 +161,10 @@ def main() -> None:
         notes=(
             f"A RoBERTa of {SIZES['num_hidden_layers']} layer and {SIZES['hidden_size']} dimensions over "
             f"{VOCABULARY:,} byte-level pieces, from random weights: it shows the mechanism, not what ANCE can do.",
-            f"Warm start: {first.epochs} epochs over {len(learned):,} titles and as many spans with in-batch "
-            f"negatives, rate {WARM_RATE:g}; then each arm {EPOCHS * times} epochs of pairs, rate "
-            f"{given.rate or RATE:g} in all of them, tried on {TUNED} other titles. Batches of {BATCH}, no dropout.",
-            f"Abstracts cut to {CHARACTERS} characters in every arm." if not given.full else "Whole abstracts.",
+            f"Warm start: {first.epochs:g} epochs over {len(learned):,} titles and as many spans with in-batch "
+            f"negatives, rate {first.rate:g}; then each arm {course.epochs:g} epochs of pairs, rate {course.rate:g} in "
+            f"all of them, {_dense.tried(given, f'{TUNED} other titles')}. Batches of {course.batch}, no dropout.",
+            f"Abstracts cut to {CHARACTERS} characters in every arm.",
             "`seconds`: the fit and the search of the held titles. The warm start's are not in the other arms'.",
             "Exploratory: this set-up was chosen after three others had shown a collapse or a floor on these data.",
         ),

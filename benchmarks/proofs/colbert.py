@@ -29,7 +29,6 @@ from _token_vectors import Mean, Remembered, States, best, token_scores
 from triptych.manifests.weights import folder
 from triptych.rerankers.finetuned.triptych_pruner import Pruner
 from triptych.retrievers.base import Item, Query
-from triptych.retrievers.loading import computed_in
 from triptych.retrievers.searchable import searchable_text
 from triptych.retrievers.text._colbert_training import Fitting, Lesson
 from triptych.retrievers.text._plaid import Depth, Plaid
@@ -44,6 +43,8 @@ from triptych.tools.evaluation.result import Arm, Comparison, Result
 
 METRICS = ("nDCG@10", "recall@10")
 LIMIT, LESSONS, EPOCHS, BATCH = 100, 320, 10, 8
+FULL = {"limit": None, "lessons": 10**6, "epochs": 50, "batch": 32, "centroids": None}
+"""What `--full` takes instead: every query and claim, and PLAID's own number of centroids."""
 WRONG = 3
 """Passages of each lesson that BM25 finds for the claim, and that are not judged right."""
 PIECES = 96
@@ -146,7 +147,7 @@ def learned_arms(
     arms: list[Arm] = []
     kept: list[np.ndarray] = []
     fitting = Fitting(
-        in_batch=True, batch=BATCH, epochs=given.epochs, every=10, patience=5, layers=0, document_pieces=PIECES
+        in_batch=True, batch=given.batch, epochs=given.epochs, every=10, patience=5, layers=0, document_pieces=PIECES
     )
     encoder = Remembered(ColBERT.from_bert(backbone).network.bert)
     for system in LOSSES:
@@ -245,19 +246,19 @@ def main() -> None:
     means = summed(arms)
     longest = int(task.passages.lengths.sum())
     result = Result(
-        name="colbert",
+        name=_proof.named("colbert", given),
         kind="proof",
         title="Late interaction and one vector of the same encoder; residual compression; PLAID",
         command=command(given),
         seed=given.seed,
         data=(test.info, train.info),
-        environment=environment((), computed_in(settings.precision)),
+        environment=environment((), _proof.precision(settings.precision)),
         arms=(*means, *arms),
         comparisons=tuple(comparisons(means, given.seed)),
         notes=(
             f"All-MiniLM-L6-v2, frozen; {len(known)} claims of the train part to learn from, a tenth of them held "
-            f"back; at most {given.epochs} epochs in steps of {BATCH}; {WRONG} wrong passages of BM25 each, cut to "
-            f"{PIECES} pieces; all passages of a step are wrong for its other claims. "
+            f"back; at most {given.epochs} epochs in steps of {given.batch}; {WRONG} wrong passages of BM25 each, cut "
+            f"to {PIECES} pieces; all passages of a step are wrong for its other claims. "
             "Learning stops, and the layer is the one, where the loss on those held back is lowest.",
             f"{len(items):,} passages, {longest:,} token vectors of 128 dimensions; a single vector has 384.",
             *notes,
@@ -312,12 +313,11 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--centroids", type=int, default=8192, help="of the compression; with --full PLAID's own rule")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn once: queries, lessons, tests")
-    parser.add_argument("--full", action="store_true", help="every query and lesson, centroids by PLAID's rule")
+    parser.add_argument("--full", action="store_true", help="all queries and claims, more epochs, larger batches")
     parser.add_argument("--out", type=Path, default=_proof.RESULTS)
+    parser.set_defaults(batch=BATCH)
     given = parser.parse_args()
-    if given.full:
-        given.limit, given.lessons, given.epochs, given.centroids = None, 10**6, 5 * EPOCHS, None
-    return given
+    return argparse.Namespace(**{**vars(given), **(FULL if given.full else {})})
 
 
 def command(given: argparse.Namespace) -> str:

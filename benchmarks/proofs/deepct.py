@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -26,10 +26,10 @@ from _counted import Known, Tuned, asked, asked_terms, command, kept, tuned
 from _retrieval import Task
 
 from triptych.manifests.weights import folder
+from triptych.retrievers._stored import weighed_in
 from triptych.retrievers.base import Item, Source
 from triptych.retrievers.loading import dtype
 from triptych.retrievers.searchable import searchable_text
-from triptych.retrievers.text._stored import weighed_in
 from triptych.retrievers.text._term_training import Training, examples
 from triptych.retrievers.text.all_minilm_l6_v2 import WEIGHTS
 from triptych.retrievers.text.analysis import terms
@@ -45,7 +45,7 @@ MEASURED, TUNED = 400, 200
 LEARNED = 1200
 SHUFFLE = 7
 TRAINING = Training(epochs=2, batch=16, rate=2e-4, every=25)
-FULL = Training(epochs=3, batch=16, rate=1e-4, every=100)
+FULL = Training(epochs=6, batch=64, rate=2e-4, every=0)
 SMOOTHING = (1.0, 5.0, 20.0)
 """Passages that the mean of all terms is worth, for weights without context."""
 WAYS = {
@@ -100,13 +100,15 @@ Weights = list[dict[str, float]]
 """Of each passage: term → weight."""
 
 
-def learned(data: Data, training: Training, start: Path, precision: str, work: Path | None) -> tuple[Weights, float]:
+def learned(
+    data: Data, training: Training, start: Path, numbers: torch.dtype, work: Path | None
+) -> tuple[Weights, float]:
     """What the model that learned from `data` says of every passage, and the seconds that learning took."""
     begun = time.perf_counter()
     with kept(work, training.seed) as out:
         weigher = DeepCT.fit(data.pairs(), out, start, training)
     seconds = time.perf_counter() - begun
-    weigher.model.to(dtype(precision))
+    weigher.model.to(_proof.device(), numbers)
     return weigher.weights(data.texts()), seconds
 
 
@@ -153,22 +155,22 @@ def main() -> None:
     data = Data.read(given.train, None if given.full else given.limit)
     settings = _proof.stages().settings
     start, training = folder(WEIGHTS, settings.weights), FULL if given.full else TRAINING
-    fast = dtype(settings.precision) == torch.bfloat16
+    numbers = dtype(settings.precision, _proof.device())
     arms = [lexical(data), weighed("context_free", data, {one: without_context(data, one) for one in SMOOTHING}, {})]
     runs = []
     for seed in range(given.seeds):
-        how = Training(**{**training.__dict__, "seed": seed, "bf16": fast})
-        weights, seconds = learned(data, how, start, settings.precision, given.work)
+        how = replace(training, seed=seed, bf16=numbers == torch.bfloat16)
+        weights, seconds = learned(data, how, start, numbers, given.work)
         runs.append(weighed("deepct_minilm", data, {0.0: weights}, {"train_s": seconds}, seed=seed))
     whole = _proof.over_seeds(runs)
     result = Result(
-        name="deepct",
+        name=_proof.named("deepct", given),
         kind="proof",
         title="DeepCT from questions of Natural Questions, against BM25 and term weights without context",
-        command=command("deepct", given, "train", LEARNED),
+        command=command("deepct", given, "train", limit=LEARNED),
         seed=0,
         data=(data.info,),
-        environment=environment((), str(dtype(settings.precision)).removeprefix("torch.")),
+        environment=environment((), str(numbers).removeprefix("torch.")),
         arms=(*arms, *runs, whole),
         comparisons=tuple(paired(whole, baseline, "nDCG@10") for baseline in arms),
         notes=(

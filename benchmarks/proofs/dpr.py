@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,6 @@ import _dense
 import _proof
 
 from triptych.manifests.weights import folder
-from triptych.retrievers.loading import computed_in
 from triptych.retrievers.searchable import searchable_text
 from triptych.retrievers.text._training import Fitting, Question, mined
 from triptych.retrievers.text.all_minilm_l6_v2 import WEIGHTS
@@ -39,12 +38,14 @@ from triptych.tools.evaluation.survival import read, survives
 if TYPE_CHECKING:
     from triptych.retrievers.base import Item
 
-LEARNED, TUNED = 1000, 100
-"""Questions to learn from, and others on which a learning rate was tried; the rest are measured on."""
+LEARNED, TUNED, HELD = 1000, 100, 955
+"""Questions to learn from, others on which a learning rate was tried, and others to measure on; what is left of a
+larger file `--full` learns from, too."""
 SHUFFLE = 11
 CHARACTERS = 400
 """Passages are cut here for every arm, BM25 too."""
-EPOCHS, BATCH, RATE = 2, 32, 1e-4
+COURSE = Fitting(epochs=2, batch=32, rate=1e-4)
+FULL = Fitting(epochs=8, batch=128, rate=1e-4, chunk=64)
 DEPTH, KEPT = 20, 5
 """Of so many passages that BM25 finds, so many that do not answer are hard negatives."""
 FEW, MANY = 0.4, 0.75
@@ -67,12 +68,12 @@ class Asked:
         return len(own & set(terms(searchable_text(self.gold)))) / max(1, len(own))
 
 
-def questions(path: Path, characters: int | None) -> list[Asked]:
+def questions(path: Path) -> list[Asked]:
     """All of the file, in a drawn order."""
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     random.Random(SHUFFLE).shuffle(rows)
     passages = {row["passage"]["id"]: row["passage"] for row in rows}
-    items = {key: _dense.item(key, one["title"], one["text"][:characters]) for key, one in passages.items()}
+    items = {key: _dense.item(key, one["title"], one["text"][:CHARACTERS]) for key, one in passages.items()}
     return [Asked(str(row["id"]), row["question"], items[row["passage"]["id"]], row["answers"]) for row in rows]
 
 
@@ -102,18 +103,21 @@ def splits(held: Sequence[Asked], items: Sequence[Item]) -> dict[str, list[str]]
 def main() -> None:
     given = _dense.asked(__doc__, LEARNED)
     settings = _proof.stages().settings
-    asked = questions(given.train, None if given.full else CHARACTERS)
-    learned, held = asked[: given.limit], asked[LEARNED + TUNED :]
-    if given.rate:
-        held = asked[LEARNED : LEARNED + TUNED]
+    asked = questions(given.train)
+    last = LEARNED + TUNED + HELD
+    learned = asked[:LEARNED] + asked[last:] if given.full else asked[: given.limit]
+    held = asked[LEARNED : LEARNED + TUNED] if given.rate else asked[LEARNED + TUNED : last]
     items = list({one.gold.id: one.gold for one in asked}.values())
     search = _dense.lexical(items)
     data = with_negatives(learned, _dense.by_words(search, {one.id: one.text for one in learned}, DEPTH))
     queries, gold = {one.id: one.text for one in held}, {one.id: one.gold.id for one in held}
     parts = splits(held, items)
-    epochs, rate = (4 * EPOCHS if given.full else EPOCHS), given.rate or RATE
-    precision = computed_in(settings.precision)
+    device, precision = _proof.device(), _proof.precision(settings.precision)
+    course = replace(FULL if given.full else COURSE, bf16="bfloat16" in precision)
+    course = replace(course, rate=given.rate or course.rate)
     start = DPR.from_bert(folder(WEIGHTS, settings.weights))
+    for tower in (start.question, start.passage):
+        tower.to(device)
     found: dict[tuple[str, str], list[Arm]] = {}
 
     def put(made: Mapping[str, Arm]) -> None:
@@ -125,11 +129,10 @@ def main() -> None:
     for seed in _dense.SEEDS[: given.seeds]:
         for system, hard in (("dpr_in_batch", 0), ("dpr", 1)):
             begun = time.perf_counter()
-            fitting = Fitting(epochs, BATCH, rate, hard=hard, seed=seed, bf16="bfloat16" in precision)
             with tempfile.TemporaryDirectory() as scratch:
-                out = (given.work or Path(scratch)) / f"{system}_{seed}_{rate:g}"
-                start.fit(data, out, fitting=fitting)
-                made = _dense.by_vectors(DPR.from_folder(out, settings.precision), queries, items)
+                out = (given.work or Path(scratch)) / f"{system}_{seed}_{course.rate:g}"
+                start.fit(data, out, fitting=replace(course, hard=hard, seed=seed))
+                made = _dense.by_vectors(DPR.from_folder(out, settings.precision, device), queries, items)
             put(_dense.arms(system, made, gold, parts, begun, seed=seed))
     means = {key: _proof.over_seeds(own) if "seed" in own[0].settings else own[0] for key, own in found.items()}
     tests = [
@@ -141,19 +144,20 @@ def main() -> None:
     every = [arm for own in found.values() for arm in own if "seed" in arm.settings]
     sizes = {"questions": len(asked), "passages": len(items), "learned": len(learned), "held": len(held)}
     result = Result(
-        name="dpr",
+        name=_proof.named("dpr", given),
         kind="proof",
         title="DPR on Natural Questions: with and without hard negatives, and BM25",
-        command=f"make prove ID=dpr TRAIN={given.train.parent.name}/{given.train.name} LIMIT={given.limit}",
+        command=_dense.command("dpr", given),
         seed=0,
         data=(DataInfo(name=given.train.stem, sha256=sha256(given.train), sizes=sizes),),
         environment=environment((), precision),
         arms=(*means.values(), *every),
         comparisons=tuple(tests),
         notes=(
-            f"Two encoders from all-MiniLM-L6-v2, {epochs} epochs over {len(learned)} questions, batches of {BATCH}, "
-            f"learning rate {rate:g} in both arms, tried on {TUNED} other questions. Not the released DPR.",
-            f"Passages cut to {CHARACTERS} characters in every arm." if not given.full else "Whole passages.",
+            f"Two encoders from all-MiniLM-L6-v2, {course.epochs:g} epochs over {len(learned)} questions, batches of "
+            f"{course.batch}, learning rate {course.rate:g} in both arms, "
+            f"{_dense.tried(given, f'{TUNED} other questions')}. Not the released DPR.",
+            f"Passages cut to {CHARACTERS} characters in every arm.",
             f"`few_words_shared`: less than {FEW:.0%} of the question's terms stand in its passage; "
             f"`many_words_shared`: {MANY:.0%} or more. They stand for the paraphrases without any common word that the "
             "experiment was planned with: these are real questions.",

@@ -10,7 +10,8 @@ the abstracts, each cut into passages of 64 words:
     front      the abstract that some query wants, and three others, drawn with the seed, behind it
     back       the same, with the wanted abstract last
 
-Every arm has its own k1 and b on each, chosen on queries of the part `train`. What is found is a document.
+Every arm has its own k1 and b on each, chosen on queries of the part `train`. What is found is a document. `--full`
+takes all abstracts and queries, and learns from all titles.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +34,7 @@ from triptych.manifests.weights import folder
 from triptych.retrievers.base import Item, Retriever, Source
 from triptych.retrievers.loading import dtype
 from triptych.retrievers.searchable import searchable_text
-from triptych.retrievers.text._stored import weighed_in
+from triptych.retrievers.stores.weighed import Weighed
 from triptych.retrievers.text._term_training import Training
 from triptych.retrievers.text.all_minilm_l6_v2 import WEIGHTS
 from triptych.retrievers.text.analysis import terms
@@ -46,16 +48,16 @@ from triptych.tools.evaluation.result import Arm, Comparison, Result
 
 WORDS = 64
 """In a passage."""
-LIMIT = 1500
-"""Abstracts that are searched."""
-LEARNED = 600
+LIMIT = 920
+"""Abstracts that are searched: enough for each that a query wants to be put together with others."""
+LEARNED = 300
 """Abstracts whose passages are learned from, each with its own title."""
-CHOSEN = 200
-"""Queries of the part `train` that choose k1 and b."""
+MEASURED, CHOSEN = 150, 80
+"""Queries that are measured on, and those of the part `train` that choose k1 and b."""
 TOGETHER = 4
 """Abstracts of a document that is put together."""
-TRAINING = Training(epochs=1, batch=16, rate=2e-4, every=50)
-FULL = Training(epochs=3, batch=16, rate=1e-4, every=50)
+TRAINING = Training(epochs=1, batch=16, rate=2e-4, every=0)
+FULL = Training(epochs=3, batch=64, rate=2e-4, every=0)
 WAYS: tuple[How, ...] = ("sum", "position_decay_sum")
 Weights = Mapping[str, Mapping[str, float]]
 Documents = Mapping[str, Sequence[str]]
@@ -78,7 +80,7 @@ class Data:
     def read(cls, path: Path, limit: int | None, queries_limit: int | None) -> Data:
         """All abstracts, or with a limit those that a query wants and others, so many in all."""
         measured = datasets.collection(path, limit=queries_limit)
-        chosen = datasets.collection(path, part="train", limit=CHOSEN)
+        chosen = datasets.collection(path, part="train", limit=CHOSEN if limit else None)
         queries, qrels = {}, {}
         for name, part in (("test", measured), ("train", chosen)):
             queries |= {f"{name} {key}": one.text for key, one in part.queries.items()}
@@ -163,32 +165,45 @@ class Setting:
         found = tuned({"": counts}, asked, right)
         return found.k1, found.b
 
-    def measured(self, system: str, retriever: Retriever, items: Sequence[Item], k1: float, b: float) -> Arm:
-        """What it finds, as documents."""
+    def measured(
+        self,
+        system: str,
+        make: Callable[..., Retriever],
+        by: Formula | Rewriting,
+        items: Sequence[Item],
+        stores: int = 1,
+    ) -> Arm:
+        """What the retriever over so many stores, weighed so, finds: as documents."""
         document = {abstract: key for key, abstracts in self.documents.items() for abstract in abstracts}
         data = self.data
         qrels = {key: {document[id_]: 1 for id_ in data.qrels[key]} for key in data.measured}
         task = Task(items, {key: data.queries[key] for key in data.measured}, qrels)
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, ExitStack() as opened:
+            made = [opened.enter_context(Weighed(Path(scratch) / str(n), by)) for n in range(stores)]
+            retriever = make(*made)
             retriever.add(items)
-            retriever.save(Path(scratch) / "index")
-            bytes_ = size(Path(scratch) / "index") / len(self.documents)
-        found, seconds = task.asked(retriever)
+            for store in made:
+                store.settle()
+            bytes_ = size(Path(scratch)) / len(self.documents)
+            found, seconds = task.asked(retriever)
         orders = {key: [str(hit.item.meta["document"]) for hit in hits] for key, hits in found.items()}
-        cost = {"k1": k1, "b": b, "bytes_per_document": bytes_, "ms_p50": sorted(seconds)[len(seconds) // 2] * 1000}
+        ms = sorted(seconds)[len(seconds) // 2] * 1000
+        cost = {"k1": by.k1, "b": by.b, "bytes_per_document": bytes_, "ms_p50": ms}
         return task.arm(system, orders, cost, documents=self.name, seed=self.seed)
 
     def bm25(self, system: str, items: Sequence[Item]) -> Arm:
         k1, b = self.best([Counter(terms(searchable_text(one))) for one in items])
-        return self.measured(system, BM25(weighed_in(None, Formula("lucene", k1, b))), items, k1, b)
+        return self.measured(system, BM25, Formula("lucene", k1, b), items)
 
     def first_passage(self, weights: Weights) -> Arm:
         """DeepCT of each document's first passage."""
         items = [one for one in passage_items(self.data, self.documents) if one.meta["ordinal"] == 0]
         plain = Rewriting(root=True)
         k1, b = self.best([plain.counts(weights[searchable_text(one)]) for one in items])
-        retriever = DeepCT(weighed_in(None, replace(plain, k1=k1, b=b)), Known(weights))
-        return self.measured("deepct_first_passage", retriever, items, k1, b)
+        known = Known(weights)
+        return self.measured(
+            "deepct_first_passage", lambda store: DeepCT(store, known), replace(plain, k1=k1, b=b), items
+        )
 
     def hdct(self, how: How, weights: Weights) -> Arm:
         items, plain = passage_items(self.data, self.documents), Aggregation(how=how)
@@ -196,13 +211,12 @@ class Setting:
         for one in items:
             counted[one.meta["document"]].append(plain.counts(weights[searchable_text(one)]))
         k1, b = self.best([plain.document(passages) for passages in counted.values()])
-        aggregation = replace(plain, k1=k1, b=b)
-        stores = [weighed_in(None, aggregation) for _ in range(2)]
-        return self.measured(f"hdct_{how}", HDCT(*stores, Known(weights)), items, k1, b)
+        known, by = Known(weights), replace(plain, k1=k1, b=b)
+        return self.measured(f"hdct_{how}", lambda *stores: HDCT(*stores, known), by, items, stores=2)
 
 
 def learned(
-    data: Data, training: Training, limit: int | None, start: Path, precision: str, work: Path | None
+    data: Data, training: Training, limit: int | None, start: Path, numbers: torch.dtype, work: Path | None
 ) -> tuple[Weights, float]:
     """What the model that learned from titles says of every passage, and the seconds that learning took."""
     keys = sorted(data.passages)
@@ -212,21 +226,22 @@ def learned(
         labelled = from_references([([data.titles[key]], data.passages[key]) for key in keys])
         weigher = HDCT.fit(labelled, out, start, training)
     seconds = time.perf_counter() - begun
-    weigher.model.to(dtype(precision))
+    weigher.model.to(_proof.device(), numbers)
     texts = [text for passages in data.passages.values() for text in passages]
     return dict(zip(texts, weigher.weights(texts), strict=True)), seconds
 
 
 def arms(data: Data, seed: int, weights: Weights) -> Iterator[Arm]:
-    """Everything that one seed gives."""
+    """Everything that one seed gives; what no seed changes, the first gives alone."""
     for name, documents in {
         "abstract": data.alone(),
         "front": data.together(seed, front=True),
         "back": data.together(seed, front=False),
     }.items():
         setting = Setting(name, data, documents, seed)
-        yield setting.bm25("bm25", whole_items(data, documents))
-        if name == "abstract":
+        if name != "abstract" or seed == 0:
+            yield setting.bm25("bm25", whole_items(data, documents))
+        if name == "abstract" and seed == 0:
             yield setting.bm25("bm25_with_title", whole_items(data, documents, titles=True))
         yield setting.first_passage(weights)
         for how in WAYS:
@@ -243,28 +258,28 @@ def compared(whole: Mapping[tuple[str, str], Arm]) -> Iterator[Comparison]:
 
 
 def main() -> None:
-    given = asked(__doc__, "data", LIMIT, has_queries=True)
-    data = Data.read(given.data, None if given.full else given.limit, given.queries)
+    given = asked(__doc__, "data", LIMIT, MEASURED)
+    data = Data.read(given.data, *((None, None) if given.full else (given.limit, given.queries)))
     settings = _proof.stages().settings
     start, training = folder(WEIGHTS, settings.weights), FULL if given.full else TRAINING
-    fast = dtype(settings.precision) == torch.bfloat16
+    numbers = dtype(settings.precision, _proof.device())
     runs: dict[tuple[str, str], list[Arm]] = {}
     for seed in range(given.seeds):
-        how = replace(training, seed=seed, bf16=fast)
-        weights, seconds = learned(data, how, None if given.full else LEARNED, start, settings.precision, given.work)
+        how = replace(training, seed=seed, bf16=numbers == torch.bfloat16)
+        weights, seconds = learned(data, how, None if given.full else LEARNED, start, numbers, given.work)
         for arm in arms(data, seed, weights):
             cost = {"train_s": seconds} if arm.system.startswith(("hdct", "deepct")) else {}
             told = arm.model_copy(update={"metrics": {**arm.metrics, **cost}})
             runs.setdefault((arm.system, str(arm.settings["documents"])), []).append(told)
     whole = {key: _proof.over_seeds(found) for key, found in runs.items()}
     result = Result(
-        name="hdct",
+        name=_proof.named("hdct", given),
         kind="proof",
         title="HDCT from titles, added up over passages, against BM25 and the first passage alone",
-        command=command("hdct", given, "data", LIMIT),
+        command=command("hdct", given, "data", limit=LIMIT, queries=MEASURED),
         seed=0,
         data=(data.collection.info,),
-        environment=environment((), str(dtype(settings.precision)).removeprefix("torch.")),
+        environment=environment((), str(numbers).removeprefix("torch.")),
         arms=(*(arm for found in runs.values() for arm in found), *whole.values()),
         comparisons=tuple(compared(whole)),
         notes=(

@@ -6,7 +6,7 @@ A query is two or four unrelated questions of Natural Questions joined by "and";
 facet, and all passages of the file are searched. Every network begins as all-MiniLM-L6-v2, its passage encoder frozen;
 the last two layers that read queries learn, and the codes. The bi-encoder is the same network with the mean of the
 token states for a query. Beside them stand two that know more: the untrained encoder asked each facet alone, a passage
-counting by its best, and a cross-encoder that reads query and passage together.
+counting by its best, and for two facets a cross-encoder that reads query and passage together.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -29,29 +29,35 @@ import torch
 from triptych.manifests.weights import folder
 from triptych.rerankers.finetuned.monobert import MonoBERT
 from triptych.retrievers.base import Hit, Item, Query
-from triptych.retrievers.loading import computed_in
 from triptych.retrievers.searchable import searchable_text
 from triptych.retrievers.text import _poly_training
 from triptych.retrievers.text._poly_network import Pieces, PolyNetwork
-from triptych.retrievers.text._towers import read_tokenizer
+from triptych.retrievers.text._poly_training import Fitting
 from triptych.retrievers.text.all_minilm_l6_v2 import WEIGHTS
-from triptych.retrievers.text.poly_encoder import Example, Fitting, PolyEncoder, Shape, poly_scores
+from triptych.retrievers.text.poly_encoder import Example, PolyEncoder, Shape, poly_scores
+from triptych.retrievers.towers import read_tokenizer
 from triptych.tools.evaluation import ranking
 from triptych.tools.evaluation.compare import against
 from triptych.tools.evaluation.environment import environment
 from triptych.tools.evaluation.result import Arm, Comparison, DataInfo, Result
 from triptych.tools.evaluation.resume import sha256
 
-LEARNED, TUNED = 1255, 200
-"""Questions to learn from, and others on which the rates were chosen; the rest are measured on."""
-EXAMPLES = 2560
+LEARNED, TUNED, HELD = 1255, 200, 600
+"""Questions to learn from, others on which the rates were chosen, and others to measure on; what is left of a larger
+file `--full` learns from, too."""
+EXAMPLES = 1280
 SHUFFLE = 11
 FACETS = (2, 4)
 CODES = (1, 4, 16)
-BATCH, RATE, CODE_RATE, LAYERS = 32, 1e-4, 1e-3, 2
+COURSE = Fitting(epochs=1, batch=32, rate=1e-4, code_rate=1e-3, layers=2, candidates=False, every=0)
+FULL = replace(COURSE, epochs=4, batch=128)
+TIMES = 4
+"""As many examples are drawn for that course."""
 PIECES = 160
 METRICS = ("nDCG@10", "recall@10")
-CROSS_QUERIES, WRONG, TOP = 600, 3, 20
+CROSSED, CROSS_QUERIES, WRONG, TOP = 2, 300, 3, 20
+SEARCHED = 50
+"""Queries that also go through the store."""
 SIZES = (100, 1_000, 10_000)
 
 
@@ -153,6 +159,7 @@ class Bench:
         learned: questions to learn from.
         held: facets → what is measured on.
         examples: in one fit.
+        course: of one fit, but for its seed.
     """
 
     corpus: Corpus
@@ -160,20 +167,17 @@ class Bench:
     learned: Sequence[Asked]
     held: Mapping[int, Task]
     examples: int
-    precision: str
+    course: Fitting
 
-    def fitted(
-        self, facets: int, shape: Shape, seed: int, out: Path, rate: float
-    ) -> tuple[PolyEncoder, dict[str, float]]:
+    def fitted(self, facets: int, shape: Shape, seed: int, out: Path) -> tuple[PolyEncoder, dict[str, float]]:
         """Learned from groups that the seed draws; and what that cost."""
         chance = random.Random(seed)
         data = examples(groups(self.learned, facets, self.examples, chance), chance)
-        how = Fitting(
-            batch=BATCH, rate=rate, code_rate=CODE_RATE, layers=LAYERS, candidates=False, every=1000, seed=seed,
-            bf16="bfloat16" in self.precision,
-        )  # fmt: skip
-        told = _poly_training.fit(data, out, self.start, shape, (), how, self.corpus.known())
-        return PolyEncoder.from_folder(out, precision="float32"), {"train_s": told.seconds, "loss": told.loss}
+        told = _poly_training.fit(
+            data, out, self.start, shape, (), replace(self.course, seed=seed), self.corpus.known()
+        )
+        made = PolyEncoder.from_folder(out, precision="float32", device=_proof.device())
+        return made, {"train_s": told.seconds, "loss": told.loss}
 
     def orders(self, poly: PolyEncoder, task: Task) -> list[list[str]]:
         """All passages scored, for each group."""
@@ -202,6 +206,7 @@ class Bench:
         poly.store.upsert(self.corpus.items, {})
         poly.vectors.upsert(self.corpus.items, self.corpus.vectors)
         same, seconds = [], []
+        task = replace(task, groups=task.groups[:SEARCHED])
         for group, wanted in zip(task.groups, self.orders(poly, task), strict=True):
             begun = time.perf_counter()
             found = poly.search(Query(task.query(group)), len(wanted))
@@ -228,7 +233,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as place:
             model.save_pretrained(place)
             tokenizer.save_pretrained(place)
-            cross = MonoBERT.from_folder(Path(place))
+            cross = MonoBERT.from_folder(Path(place), device=_proof.device())
         for group in task.groups:
             scores = poly_scores(poly.contexts(task.query(group)), self.corpus.vectors)
             hits = [Hit(by_id[key], -float(n)) for n, key in enumerate(self.corpus.best(scores, TOP))]
@@ -264,14 +269,18 @@ def compared(means: Mapping[tuple[int, str, int], Arm], crossed: Mapping[int, Ar
 def main() -> None:
     given = _dense.asked(__doc__, EXAMPLES)
     settings = _proof.stages().settings
-    start, precision = folder(WEIGHTS, settings.weights), computed_in(settings.precision)
+    start, precision = folder(WEIGHTS, settings.weights), _proof.precision(settings.precision)
     asked = questions(given.train)
     chance = random.Random(SHUFFLE)
-    held = asked[LEARNED : LEARNED + TUNED] if given.rate else asked[LEARNED + TUNED :]
+    last = LEARNED + TUNED + HELD
+    learned = asked[:LEARNED] + asked[last:] if given.full else asked[:LEARNED]
+    held = asked[LEARNED : LEARNED + TUNED] if given.rate else asked[LEARNED + TUNED : last]
+    course = replace(FULL if given.full else COURSE, bf16="bfloat16" in precision)
+    course = replace(course, rate=given.rate or course.rate)
     tasks = {facets: Task(facets, groups(held, facets, len(held) // facets, chance)) for facets in FACETS}
     items = list({one.gold.id: one.gold for one in asked}.values())
-    wanted = given.limit * (4 if given.full else 1)
-    bench = Bench(Corpus.of(items, start), start, asked[:LEARNED], tasks, wanted, precision)
+    wanted = TIMES * EXAMPLES if given.full else given.limit
+    bench = Bench(Corpus.of(items, start), start, learned, tasks, wanted, course)
     found: dict[tuple[int, str, int], list[Arm]] = {}
     single, crossed = [arm for task in tasks.values() for arm in bench.plain(task)], {}
     shapes = {("bi_encoder", 1): Shape(variant="mean", m=1, passage_pieces=PIECES)}
@@ -280,37 +289,39 @@ def main() -> None:
         for facets, task in tasks.items():
             for (system, m), shape in shapes.items():
                 with tempfile.TemporaryDirectory() as scratch:
-                    out = (given.work or Path(scratch)) / f"{system}_{m}_{facets}_{seed}_{given.rate or RATE:g}"
-                    poly, cost = bench.fitted(facets, shape, seed, out, given.rate or RATE)
+                    out = (given.work or Path(scratch)) / f"{system}_{m}_{facets}_{seed}_{course.rate:g}"
+                    poly, cost = bench.fitted(facets, shape, seed, out)
                 arm = task.arm(system, bench.orders(poly, task), cost, m=m, seed=seed)
                 found.setdefault((facets, system, m), []).append(arm)
             if seed == 0 and not given.rate:
                 single.append(Arm(system="poly_encoder", settings={"facets": facets, "m": m, "through": "the store"},
                                   metrics=bench.searched(poly, task)))  # fmt: skip
-                crossed[facets] = bench.crossed(poly, task, min(CROSS_QUERIES, wanted))
+                if facets == CROSSED:
+                    crossed[facets] = bench.crossed(poly, task, min(CROSS_QUERIES, wanted))
     means = {key: _proof.over_seeds(own) for key, own in found.items()}
     every = [arm for own in found.values() for arm in own]
-    sizes = {"questions": len(asked), "passages": len(items), "learned": LEARNED, "held": len(held)}
+    sizes = {"questions": len(asked), "passages": len(items), "learned": len(learned), "held": len(held)}
     result = Result(
-        name="poly_encoder",
+        name=_proof.named("poly_encoder", given),
         kind="proof",
         title="Poly-encoder on questions of several facets: 1, 4 and 16 codes, and a bi-encoder",
-        command=f"make prove ID=poly_encoder TRAIN={given.train.parent.name}/{given.train.name} LIMIT={given.limit}",
+        command=_dense.command("poly_encoder", given),
         seed=0,
         data=(DataInfo(name=given.train.stem, sha256=sha256(given.train), sizes=sizes),),
         environment=environment((), precision),
         arms=(*means.values(), *crossed.values(), *single, *every, *latencies(bench.corpus.vectors.shape[1])),
         comparisons=tuple(compared(means, crossed)),
         notes=(
-            f"Each network learned from {wanted} groups of questions, once, in batches of {BATCH}: the last {LAYERS} "
-            f"layers of the query encoder at a rate of {given.rate or RATE:g} and the codes at {CODE_RATE:g}; the "
-            "passage encoder is frozen. Rates were chosen on other questions, "
-            "for both systems among the same three; the codes' rate among two more, of one seed. Two facets are the "
-            "test; four were added when two left little room.",
+            f"Each network learned from {wanted} groups of questions, {course.epochs:g} epoch(s) in batches of "
+            f"{course.batch}: the last {course.layers} layers of the query encoder at a rate of {course.rate:g} and "
+            f"the codes at {course.code_rate:g}; the passage encoder is frozen. Rates were chosen on other questions, "
+            "with 2,560 groups, for both systems among the same three; the codes' rate among two more, of one seed. "
+            "Two facets are the test; four were added when two left little room.",
             "`facets_apart` is told where a facet ends, which no other arm is. `bi_encoder`: the mean of the states.",
             f"`cross_encoder`: one seed, {min(CROSS_QUERIES, wanted)} groups with {WRONG} wrong passages each, over "
             f"the best {TOP} of the poly-encoder with {CODES[-1]} codes.",
-            "`through the store`: the search with its shortlist against scoring every passage (`overlap@10`).",
+            f"`through the store`: the search with its shortlist against scoring every passage (`overlap@10`), for "
+            f"{SEARCHED} queries.",
             "`poly_scores`: scoring alone, on random vectors; `ns_per_product` is by candidates x m x dimensions.",
         ),
     )

@@ -8,11 +8,11 @@ import pymilvus  # noqa: F401 (ours loads it late; rivals' imports are not timed
 from _first_stage import Asked, Data, Search, Told, measured, spans
 from _worker import read
 
+from triptych.retrievers._stored import BATCH
 from triptych.retrievers.base import Encoder, Hit, Item, Query, Route, Source
 from triptych.retrievers.scripts import latin_share
 from triptych.retrievers.stores.lexicon import LEXICAL
 from triptych.retrievers.stores.milvus import MilvusStore
-from triptych.retrievers.text._stored import BATCH
 from triptych.retrievers.text.all_minilm_l6_v2 import AllMiniLM
 from triptych.retrievers.text.bm25 import BM25
 from triptych.retrievers.text.hybrid import Hybrid

@@ -27,12 +27,12 @@ from triptych.retrievers.text import colbert as colbert_
 from triptych.retrievers.text import dpr as dpr_
 from triptych.retrievers.text._colbert_training import Fitting as LateFitting
 from triptych.retrievers.text._colbert_training import Lesson
+from triptych.retrievers.text._poly_training import Fitting as PolyFitting
 from triptych.retrievers.text._term_training import Training
 from triptych.retrievers.text._training import Fitting, Question
 from triptych.retrievers.text.all_minilm_l6_v2 import WEIGHTS
 from triptych.retrievers.text.deepct import DeepCT, Rewriting
 from triptych.retrievers.text.poly_encoder import Example, PolyEncoder, Shape
-from triptych.retrievers.text.poly_encoder import Fitting as PolyFitting
 from triptych.settings import Settings
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "proofs"))  # what the proofs train with, too
@@ -165,8 +165,8 @@ def ance(known: Lessons, out: Path, how: dict[str, Any]) -> dict[str, Any]:
 def poly_encoder(known: Lessons, out: Path, how: dict[str, Any]) -> dict[str, Any]:
     """The passage encoder stays as it is."""
     fitting = PolyFitting(
-        how["epochs"], how["batch"], how["rate"], how["code_rate"], how["layers"], candidates=False, every=10_000,
-        seed=known.seed, bf16=known.bf16,
+        how["epochs"], how["batch"], how["rate"], code_rate=how["code_rate"], layers=how["layers"], candidates=False,
+        every=10_000, seed=known.seed, bf16=known.bf16,
     )  # fmt: skip
     data = [Example(one.text, searchable_text(one.gold)) for one in known.questions]
     told = PolyEncoder.fit(data, out, known.start, Shape(m=how["m"]), how=fitting)

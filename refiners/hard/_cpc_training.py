@@ -50,16 +50,13 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Course):
     """How to learn. Rank and negatives are the authors', who take 132 steps of 32; rate and alpha are ours.
 
     Attributes:
-        rate: learning rate at its highest, after a tenth of the steps.
         rank, alpha: of the adapter, whose product of matrices is weighed by `alpha / rank`.
         negatives: further sentences of a context that its question is told from, drawn with the seed.
         longest: tokens of a context that are read.
-        every: steps between checkpoints, and between looks at what is held back; 0: after each epoch.
-        patience: looks without an improvement before it stops; 0: never.
     """
 
     epochs: float = 1.0
@@ -69,9 +66,6 @@ class Training:
     alpha: int = 32
     negatives: int = 2
     longest: int = 1024
-    every: int = 0
-    patience: int = 0
-    seed: int = 0
 
 
 def example(question: str, context: str, span: Span) -> Example:
@@ -234,15 +228,7 @@ def fit(
     rows = [row(tokenizer, one, n, training) for n, one in enumerate((*data, *held))]
     network, config = adaptable(model, training)
     claim(out_dir, [*data, *held], training=training)
-    how = Course(
-        training.epochs,
-        training.batch,
-        training.rate,
-        every=training.every,
-        patience=training.patience,
-        seed=training.seed,
-    )
-    done = trained(network, how, out_dir, batch_of, rows[: len(data)], rows[len(data) :], label="chosen")
+    done = trained(network, training, out_dir, batch_of, rows[: len(data)], rows[len(data) :], label="chosen")
     _save(network, config, model, tokenizer, out_dir)
     return done
 

@@ -161,7 +161,7 @@ class LLMLingua2(Refiner):
         """Two random layers over single characters."""
         from transformers import BertConfig, BertForTokenClassification
 
-        from ...retrievers.text._towers import seeded
+        from ...retrievers.towers import seeded
 
         tokenizer = _character_tokenizer()
         config = BertConfig(
@@ -391,7 +391,7 @@ def _character_tokenizer() -> Tokenizer:
     from tokenizers.normalizers import BertNormalizer
     from tokenizers.processors import TemplateProcessing
 
-    from ...retrievers.text._towers import characters
+    from ...retrievers.towers import characters
 
     tokenizer = characters("bert")
     tokenizer.normalizer = BertNormalizer(lowercase=False)

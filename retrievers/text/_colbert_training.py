@@ -38,37 +38,31 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Fitting:
-    """Sizes; rate, batch and alpha are the published ones.
+class Fitting(Course):
+    """Sizes; rate (of the encoder), batch and alpha are the published ones.
 
     Attributes:
         loss: `"pairs"`: cross-entropy of (right, wrong) pairs; `"teacher"`: KL divergence from the teacher's scores.
         in_batch: add the cross-entropy of the right passage among all passages of the batch.
         alpha: what the teacher's scores are multiplied with.
-        rate: learning rate of the encoder, which rises over the first tenth of the steps and then falls.
         linear_rate: of the linear layer; default: `rate`.
         layers: only so many layers of the encoder learn, the last ones; default: all, and the embeddings.
-        batch: queries in one step.
         held: share of the lessons that are held back to see when to stop; 0: never stop early.
-        every: steps between two looks at them, each with a checkpoint.
-        patience: looks without progress before it stops.
         document_pieces: to which passages are cut while it learns; default: as when it reads.
     """
 
+    epochs: float = 1.0
+    batch: int = 32
+    rate: float = 3e-6
+    every: int = 100
+    patience: int = 3
     loss: Literal["pairs", "teacher"] = "pairs"
     in_batch: bool = False
     alpha: float = 1.0
-    rate: float = 3e-6
     linear_rate: float | None = None
     layers: int | None = None
-    batch: int = 32
-    epochs: float = 1.0
     held: float = 0.1
-    every: int = 100
-    patience: int = 3
     document_pieces: int | None = None
-    seed: int = 0
-    bf16: bool = False
 
 
 class Lessons(nn.Module):
@@ -118,19 +112,10 @@ def learned(colbert: ColBERT, data: Sequence[Lesson], out_dir: Path, fitting: Fi
     """See `ColBERT.fit`."""
     lessons = _checked(data, fitting)
     claim(out_dir, lessons, "a fit of other lessons", fitting=fitting)
-    course = Course(
-        fitting.epochs,
-        fitting.batch,
-        fitting.rate,
-        every=fitting.every,
-        patience=fitting.patience,
-        seed=fitting.seed,
-        bf16=fitting.bf16,
-    )
     taught = deepcopy(colbert)
     module = Lessons(taught.network.float(), fitting)
     collate, groups = Collator(taught, fitting), _parameters(taught.network, fitting)
-    trained(module, course, out_dir, collate, *_split(lessons, fitting), label="teacher", groups=groups)
+    trained(module, fitting, out_dir, collate, *_split(lessons, fitting), label="teacher", groups=groups)
     taught.network.to(colbert.network.linear.weight.device).eval().requires_grad_(True)
     taught.save(out_dir)
     return taught

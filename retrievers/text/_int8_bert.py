@@ -160,12 +160,12 @@ class _Graph:
         loudest_first = np.argsort(-loudness(into, bias, gain, shift), kind="stable")
         loud, rest = loudest_first[:LOUD], loudest_first[LOUD:]
         halves = []
-        for part, units in (("loud", loud), ("rest", rest)):
+        for part, units in (("loud", loud), ("rest", rest)) if len(rest) else (("rest", loud),):
             hidden = self._product(states, into[:, units], bias[units], f"{name}.{part}.in")
             hidden = self._node("Gelu", [hidden], f"{name}.{part}.gelu", CONTRIB)
             own = out_bias if part == "rest" else np.zeros_like(out_bias)
             halves.append(self._product(hidden, out[units], own, f"{name}.{part}.out"))
-        return self._node("Add", halves, f"{name}.out")
+        return self._node("Add", halves, f"{name}.out") if len(halves) > 1 else halves[0]
 
     def _linear(self, given: str, name: str) -> str:
         return self._product(given, *self._parameters(name), name)

@@ -12,8 +12,8 @@ from transformers import BertConfig, BertModel
 
 from ...errors import BadInput
 from ..loading import TOKENIZER, dtype
+from ..towers import CONFIG, WEIGHTS, framing, padded, read_config, read_tokenizer, read_weights, seeded
 from ._poly_shape import Shape
-from ._towers import CONFIG, WEIGHTS, framing, padded, read_config, read_tokenizer, read_weights, seeded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What describes a poly-encoder and its learning: see `poly_encoder`."""
+"""What describes a poly-encoder, and an example that it learns from: see `poly_encoder`."""
 
 from __future__ import annotations
 
@@ -64,30 +64,3 @@ class Example:
     def is_right(self, text: str) -> bool:
         """Whether `text` is known to answer the query."""
         return text == self.passage or text in self.others
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """How a poly-encoder learns.
-
-    Attributes:
-        epochs: over the data.
-        batch: examples in one step, each the negative of all others: the paper has 256.
-        rate, code_rate: the highest learning rate of the encoders, and of the codes.
-        layers: how many of the query encoder's last layers learn; None for all of it.
-        candidates: whether the passage encoder learns; without, each passage is encoded once.
-        every: steps between checkpoints and looks at the loss of what is held out.
-        patience: looks without a lower loss until learning stops.
-        bf16: compute in bfloat16 where that is faster.
-    """
-
-    epochs: int = 1
-    batch: int = 32
-    rate: float = 5e-5
-    code_rate: float = 1e-3
-    layers: int | None = None
-    candidates: bool = True
-    every: int = 100
-    patience: int = 3
-    seed: int = 0
-    bf16: bool = False

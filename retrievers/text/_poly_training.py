@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,8 +10,8 @@ import torch
 from ...errors import BadInput
 from ...progress import step
 from ..fitting import Course, Fitted, claim, trained
+from ..towers import read_tokenizer
 from ._poly_network import Pieces, PolyNetwork, write
-from ._towers import read_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,10 +19,30 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ._poly_shape import Example, Fitting, Shape
+    from ._poly_shape import Example, Shape
 
 _AT_ONCE = 32
 """Passages that are encoded together before learning, where their encoder does not learn."""
+
+
+@dataclass(frozen=True)
+class Fitting(Course):
+    """How a poly-encoder learns; every example is the negative of all others of its batch, and the paper has 256.
+
+    Attributes:
+        code_rate: the highest learning rate of the codes; `rate` is that of the encoders.
+        layers: how many of the query encoder's last layers learn; None for all of it.
+        candidates: whether the passage encoder learns; without, each passage is encoded once.
+    """
+
+    epochs: float = 1
+    batch: int = 32
+    rate: float = 5e-5
+    every: int = 100
+    patience: int = 3
+    code_rate: float = 1e-3
+    layers: int | None = None
+    candidates: bool = True
 
 
 class Collator:
@@ -68,11 +89,8 @@ def fit(
     vectors: Mapping[str, Tensor] = {}
     if not how.candidates:
         vectors = known or encoded(network, pieces, {one.passage for one in (*data, *held)})
-    course = Course(
-        how.epochs, how.batch, how.rate, every=how.every, patience=how.patience, seed=how.seed, bf16=how.bf16
-    )
     collate, groups = Collator(pieces, vectors), _groups(network, how)
-    fitted = trained(network, course, out_dir, collate, list(data), list(held), label="right", groups=groups)
+    fitted = trained(network, how, out_dir, collate, list(data), list(held), label="right", groups=groups)
     write(out_dir, network, pieces.tokenizer)
     return fitted
 

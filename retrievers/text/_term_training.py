@@ -36,23 +36,14 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Training:
-    """How to learn; epochs, batch and rate are the authors' for MS MARCO.
-
-    Attributes:
-        rate: learning rate at its highest, after a tenth of the steps.
-        every: steps between checkpoints, and between looks at what was held back.
-        patience: looks without an improvement before it stops.
-        bf16: compute in bfloat16 where that is faster.
-    """
+class Training(Course):
+    """How to learn; epochs, batch and rate are the authors' for MS MARCO."""
 
     epochs: float = 3.0
     batch: int = 16
     rate: float = 2e-5
     every: int = 100
     patience: int = 3
-    seed: int = 0
-    bf16: bool = False
 
 
 def examples(pairs: Iterable[tuple[str, str]]) -> list[Example]:
@@ -119,18 +110,9 @@ def fit(
     if not data:
         raise BadInput("There are `0` passages to learn from.", "Give pairs of query and passage.")
     claim(out_dir, [*data, *held], "another fit", training=training)
-    how = Course(
-        training.epochs,
-        training.batch,
-        training.rate,
-        every=training.every,
-        patience=training.patience,
-        seed=training.seed,
-        bf16=training.bf16,
-    )
     trained(
         _Regression(weigher.model),
-        how,
+        training,
         out_dir,
         lambda batch: _batch(batch, weigher.pad, weigher.longest),
         [row for example in data for row in _rows(weigher, example)],

@@ -121,10 +121,11 @@ class TermWeights:
     @classmethod
     def tiny(cls, seed: int = 0) -> TermWeights:
         """One random layer over single characters; weights lie around .5: for tests, in well under a second."""
-        import torch
         from transformers import BertConfig
 
-        tokenizer = _character_tokenizer()
+        from ..towers import characters, seeded
+
+        tokenizer = characters("bert")
         config = BertConfig(
             vocab_size=tokenizer.get_vocab_size(),
             hidden_size=16,
@@ -133,10 +134,8 @@ class TermWeights:
             intermediate_size=32,
             max_position_embeddings=64,
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = network_of(config)
-            network.classifier.bias.data.fill_(0.5)
+        network = seeded(seed, lambda: network_of(config))
+        network.classifier.bias.data.fill_(0.5)
         return cls(network.eval(), tokenizer)
 
     def save(self, folder: Path) -> None:
@@ -265,17 +264,3 @@ def counts(weights: Mapping[str, float], scale: int, *, root: bool = False, keep
         value = max(weight, 0.0)
         made[term] = min(max(round(scale * (math.sqrt(value) if root else value)), least), MAX_COUNT)
     return {term: count for term, count in made.items() if count}
-
-
-def _character_tokenizer() -> Tokenizer:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordPiece
-    from tokenizers.normalizers import BertNormalizer
-    from tokenizers.pre_tokenizers import BertPreTokenizer
-
-    letters = [chr(code) for code in range(33, 127)]
-    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{letter}" for letter in letters)]
-    tokenizer = Tokenizer(WordPiece({name: index for index, name in enumerate(names)}, unk_token="[UNK]"))
-    tokenizer.normalizer = BertNormalizer()
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    return tokenizer

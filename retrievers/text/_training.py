@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from ...errors import BadInput
 from ..base import Query
 from ..fitting import Course, claim, in_parts, trained
-from ._towers import padded, vectors_of
+from ..towers import padded, vectors_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,30 +59,21 @@ class Sides:
 
 
 @dataclass(frozen=True)
-class Fitting:
+class Fitting(Course):
     """Settings of a fit; the defaults are those of DPR.
 
     Attributes:
-        batch: questions in one step.
-        rate: highest learning rate.
-        warmup: share of the steps in which it rises; then it falls to 0 linearly.
         hard: negatives that are drawn from `others` for each question and epoch.
         chunk: passages (and questions) that are read at once (GradCache); 0 for all of the batch.
-        patience: epochs without a better loss on held questions after which the fit stops; 0 for never.
-        clip: norm to which gradients are cut.
-        bf16: compute in bfloat16 where that is faster.
     """
 
-    epochs: int = 40
+    epochs: float = 40
     batch: int = 128
     rate: float = 2e-5
-    warmup: float = 0.1
+    clip: float = 2.0
+    decay: float = 0.0
     hard: int = 1
     chunk: int = 0
-    patience: int = 0
-    clip: float = 2.0
-    seed: int = 0
-    bf16: bool = False
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------
@@ -104,7 +95,7 @@ class Towers(nn.Module):
     """Both encoders under a loss.
 
     Args:
-        question, passage: towers (see `_towers`); the same one twice is one.
+        question, passage: towers (see `towers`); the same one twice is one.
         chunk: texts that are read at once; 0 for all.
     """
 
@@ -243,21 +234,10 @@ def fit(
     _checked(questions, held, fitting)
     asked = [[one.text, [item.id for item in (*one.right, *one.others)]] for one in (*questions, *held)]
     claim(out_dir, asked, fitting=fitting)
-    course = Course(
-        fitting.epochs,
-        fitting.batch,
-        fitting.rate,
-        fitting.warmup,
-        patience=fitting.patience,
-        clip=fitting.clip,
-        decay=0.0,
-        seed=fitting.seed,
-        bf16=fitting.bf16,
-    )
     data = _Draws(questions, fitting)
     trained(
         network,
-        course,
+        fitting,
         out_dir,
         lambda drawn: batch_of(drawn, sides),
         data,

@@ -107,7 +107,7 @@ class AllMiniLM(Encoder):
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
             if not (folder / name).is_file():
                 raise MissingWeights(f"`{WEIGHTS}` has no `{name}`.", "Run `triptych pull embedded`.")
-        from ._towers import read_config, read_tokenizer
+        from ..towers import read_config, read_tokenizer
 
         size = read_config(folder, "bert").get("hidden_size")
         if size != DIM:

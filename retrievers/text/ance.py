@@ -21,8 +21,6 @@ from copy import deepcopy
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ...errors import BadInput, Unsupported
 from ..base import Encoder, Item, Query, Side, Space
 from ..given import given_folder
@@ -33,6 +31,7 @@ from ..searchable import searchable_text
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     from tokenizers import Tokenizer
 
     from ...manifests.registry import Card
@@ -55,7 +54,7 @@ class ANCE(Encoder):
     """Dense encoder of the space `ance`, inner product. Safe from many threads.
 
     Args:
-        tower: a `_towers.NormedRoberta` in evaluation mode.
+        tower: a `towers.NormedRoberta` in evaluation mode.
         tokenizer: of RoBERTa; a private copy is used.
 
     Raises:
@@ -65,7 +64,7 @@ class ANCE(Encoder):
     space = Space("ance", "dense", DIM, "ip")
 
     def __init__(self, tower: Any, tokenizer: Tokenizer) -> None:
-        from ._towers import framing
+        from ..towers import framing
 
         config = tower.roberta.config
         room = config.max_position_embeddings - config.pad_token_id - 1
@@ -98,7 +97,7 @@ class ANCE(Encoder):
             MissingWeights: a file is not there.
             BadInput: another architecture, or key names or shapes that are not ANCE's; names the first.
         """
-        from ._towers import read_config, read_tokenizer, read_weights
+        from ..towers import read_config, read_tokenizer, read_weights
 
         config = read_config(folder, "roberta")
         tower = _tower(config, int(config.get("embedding_size", DIM)))
@@ -112,7 +111,7 @@ class ANCE(Encoder):
         Raises:
             MissingWeights, BadInput: as for `from_folder`.
         """
-        from ._towers import read_config, read_tokenizer, read_weights, seeded
+        from ..towers import read_config, read_tokenizer, read_weights, seeded
 
         tower = seeded(seed, lambda: _tower(read_config(folder, "roberta"), dim))
         read_weights(tower.roberta, folder / "model.safetensors", {"roberta.": ""}, ("pooler.", *SPARE))
@@ -121,7 +120,7 @@ class ANCE(Encoder):
     @classmethod
     def random(cls, tokenizer: Tokenizer, seed: int = 0, dim: int = DIM, **sizes: float) -> ANCE:
         """Untrained, for the tokenizer's vocabulary; `sizes` are fields of transformers' `RobertaConfig`."""
-        from ._towers import seeded
+        from ..towers import seeded
 
         marks = {f"{name}_token_id": tokenizer.token_to_id(mark) for name, mark in MARKS.items()}
         config = {"vocab_size": tokenizer.get_vocab_size(), "type_vocab_size": 1, **marks, **sizes}
@@ -130,7 +129,7 @@ class ANCE(Encoder):
     @classmethod
     def tiny(cls, seed: int = 0) -> ANCE:
         """One random layer over bytes, 768 dimensions: for tests, in well under a second."""
-        from ._towers import characters
+        from ..towers import characters
 
         sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
         return cls.random(characters("roberta"), seed, max_position_embeddings=MAX_PIECES + 2, **sizes)
@@ -142,19 +141,19 @@ class ANCE(Encoder):
         return query.text is not None and latin_share(query.text) >= 0.5
 
     def encode(self, inputs: Sequence[Item] | Sequence[Query], side: Side) -> np.ndarray:
-        """Float32 (n, dim), in the order of `inputs`, not of unit length; vectors of queries are cached.
+        """Float32 (n, dim), in the order of `inputs`, not of unit length; the vector of a query asked alone is cached.
 
         Raises:
             Unsupported: a query without text.
             BadInput: the model gives NaN or infinity.
         """
         texts = [lowered(one) for one in inputs]
-        if side == "document" or not texts:
+        if side == "document":
             return self._vectors(self._told(texts))
-        return np.stack([self._query(text) for text in texts])
+        return self._query(texts[0])[None].copy() if len(texts) == 1 else self._vectors(self._asked(texts))
 
     def _vectors(self, pieces: Sequence[Sequence[int]]) -> np.ndarray:
-        from ._towers import embedded
+        from ..towers import embedded
 
         return embedded(self.tower, pieces, self._pad, self.space.dim)
 
@@ -255,7 +254,7 @@ def lowered(given: Item | Query) -> str:
 def _tower(config: dict[str, Any], dim: int) -> Any:
     from transformers import RobertaConfig, RobertaModel
 
-    from ._towers import NormedRoberta
+    from ..towers import NormedRoberta
 
     with quiet():
         return NormedRoberta(RobertaModel(RobertaConfig(**config), add_pooling_layer=False), dim)

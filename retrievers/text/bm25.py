@@ -5,7 +5,8 @@ headings count as text. Which BM25 the store says:
 
 - a `MilvusStore`: that of a library (k1 = 1.2, b = 0.75, Lucene's non-negative idf, a constant mean length, see
   `lexicon`), whose weights never change once written. The default.
-- a `Weighed` store with a `Formula`: one of the literature's, with the collection's true mean length.
+- a `Weighed` store with a `Formula`: one of the literature's, with the collection's true mean length. The setting
+  `bm25` names it (see `formula_of`).
 
 The formulas differ in two places (Kamphuis et al. 2020, doi:10.1007/978-3-030-45442-5_4). With n how often the item
 has the term, v = 1 - b + b·length/mean, N items of which df have the term:
@@ -27,24 +28,28 @@ every item. `Formula(…, absent=True)` does so, to compare with them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ... import progress
 from ...errors import BadInput
+from .._stored import BATCH, ByWords, store_in, weighed_in
 from ..stores.lexicon import EMPTY
 from ..stores.milvus import batched
 from ..stores.weighed import Described, Weighed
-from ._stored import BATCH, ByWords, store_in, weighed_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from ...manifests.registry import Card
+    from ...settings import Settings
     from ..base import Item
     from ..parts import Parts
     from ..stores.weighed import Figures
+
+
+CONSTANTS = ("k1", "b", "delta")
 
 
 class _Variant(NamedTuple):
@@ -130,11 +135,24 @@ class BM25(ByWords):
 
     @classmethod
     def load(cls, card: Card, parts: Parts, folder: Path | None = None, formula: Formula | None = None) -> BM25:
-        """Over a store in `folder`, or in a temporary folder that goes when the retriever does."""
+        """Over a store in `folder`, or in a temporary folder that goes when the retriever does.
+
+        Args:
+            formula: default: that of the settings.
+
+        Raises:
+            BadInput: the settings name none that there is.
+        """
         settings = parts.settings
+        formula = formula or formula_of(settings.bm25)
         if formula is None:
             return cls(store_in(folder, (), settings.store_uri, settings.store_token))
         return cls(weighed_in(folder, formula, settings.store_uri, settings.store_token))
+
+    @classmethod
+    def mark(cls, settings: Settings) -> str:
+        formula = formula_of(settings.bm25)
+        return "" if formula is None else formula.described()
 
     @classmethod
     def tiny(cls, seed: int = 0, formula: Formula | None = None) -> BM25:
@@ -152,6 +170,30 @@ class BM25(ByWords):
     @classmethod
     def open(cls, folder: Path) -> BM25:
         return cls(Weighed.existing(folder, Formula.of))
+
+
+def formula_of(told: str) -> Formula | None:
+    """The formula `VARIANT [k1=N] [b=N] [delta=N]`; None for `""`: as a library weighs.
+
+    Raises:
+        BadInput: another variant or constant, or a value outside its range.
+
+    >>> formula_of("lucene k1=0.9")
+    Formula(variant='lucene', k1=0.9, b=0.75, delta=0.0, absent=False)
+    """
+    if not told.strip():
+        return None
+    variant, *constants = told.replace(",", " ").split()
+    given: dict[str, Any] = {}
+    for one in constants:
+        name, _, value = one.partition("=")
+        try:
+            given[name] = float(value)
+        except ValueError:
+            name = ""
+        if name not in CONSTANTS:
+            raise BadInput(f"`{one}` is no constant of BM25.", "Write for example `lucene k1=0.9 b=0.4`.")
+    return replace(FORMULAS.get(variant) or Formula(variant), **given)
 
 
 def _saturated(n: float, v: float, formula: Formula) -> float:

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...errors import BadInput, StoreError, Unsupported
+from .._stored import ByWords, weighed_in
 from ..searchable import searchable_text
 from ..stores.weighed import Described, Weighed
-from ._stored import ByWords, weighed_in
 from ._term_weights import TermWeights, counts
 from .bm25 import Formula
 

@@ -22,8 +22,6 @@ from copy import deepcopy
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ...errors import BadInput, Unsupported
 from ..base import Encoder, Item, Query, Side, Space
 from ..given import given_folder
@@ -34,6 +32,7 @@ from ..searchable import searchable_text
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     from tokenizers import Tokenizer
 
     from ...manifests.registry import Card
@@ -67,7 +66,7 @@ class DPR(Encoder):
     space = Space("dpr", "dense", DIM, "ip")
 
     def __init__(self, question: Any, passage: Any, tokenizer: Tokenizer) -> None:
-        from ._towers import framing
+        from ..towers import framing
 
         sizes = [_size(tower) for tower in (question, passage)]
         if sizes[0] != sizes[1]:
@@ -98,7 +97,7 @@ class DPR(Encoder):
             MissingWeights: a file is not there.
             BadInput: another architecture, or key names or shapes that are not DPR's; names the first.
         """
-        from ._towers import read_tokenizer
+        from ..towers import read_tokenizer
 
         question, tied = _read(folder, FOLDERS[0])
         passage = question if tied else _read(folder, FOLDERS[1])[0]
@@ -115,7 +114,7 @@ class DPR(Encoder):
         """
         from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
-        from ._towers import read_config, read_tokenizer, read_weights
+        from ..towers import read_config, read_tokenizer, read_weights
 
         config = DPRConfig(**{**read_config(folder, "bert"), "projection_dim": 0})
         with quiet():
@@ -131,7 +130,7 @@ class DPR(Encoder):
         """Two random layers, one for each side, over single characters: for tests, in well under a second."""
         from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
-        from ._towers import characters, seeded
+        from ..towers import characters, seeded
 
         tokenizer = characters("bert")
         config = DPRConfig(
@@ -153,7 +152,7 @@ class DPR(Encoder):
         return query.text is not None and latin_share(query.text) >= 0.5
 
     def encode(self, inputs: Sequence[Item] | Sequence[Query], side: Side) -> np.ndarray:
-        """Float32 (n, dim), in the order of `inputs`, not of unit length; vectors of queries are cached.
+        """Float32 (n, dim), in the order of `inputs`, not of unit length; the vector of a query asked alone is cached.
 
         Raises:
             Unsupported: a query without text.
@@ -162,10 +161,10 @@ class DPR(Encoder):
         if side == "document":
             return self._vectors(self.passage, [passage_text(one) for one in inputs])
         texts = [_text(one) for one in inputs]
-        return np.stack([self._query(text) for text in texts]) if texts else self._vectors(self.question, [])
+        return self._query(texts[0])[None].copy() if len(texts) == 1 else self._vectors(self.question, texts)
 
     def _vectors(self, tower: Any, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
-        from ._towers import embedded
+        from ..towers import embedded
 
         return embedded(tower, self._frame(texts), self._pad, self.space.dim)
 
@@ -230,7 +229,7 @@ def _read(folder: Path, name: str) -> tuple[Any, bool]:
     """One encoder, and whether it is said to be both."""
     from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
-    from ._towers import read_config, read_weights
+    from ..towers import read_config, read_weights
 
     config = read_config(folder / name, "dpr")
     with quiet():

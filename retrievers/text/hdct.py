@@ -25,13 +25,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from ...errors import BadInput, StoreError, Unsupported
+from .._stored import text_of, weighed_in
 from ..base import Hit, Item, Query, Retriever, Route, Source, StoreStats, Where
 from ..searchable import searchable_text
 from ..stores.lexicon import LEXICAL, dimension
 from ..stores.milvus import batched
 from ..stores.table import MAX_K
 from ..stores.weighed import Figures, Weighed
-from ._stored import text_of, weighed_in
 from ._term_weights import TermWeights
 from .analysis import terms
 from .deepct import Rewriting

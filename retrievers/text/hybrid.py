@@ -19,6 +19,7 @@ import numpy as np
 
 from ... import progress
 from ...errors import StoreError, Unsupported
+from .._stored import BATCH, store_in, text_of
 from ..base import Encoder, Hit, Item, Query, Retriever, Route, Side, Space, StoreStats, Where
 from ..fusion import Ranked, by_rank
 from ..languages import across, by_language
@@ -26,7 +27,6 @@ from ..scripts import english
 from ..searchable import searchable_text
 from ..stores.lexicon import LEXICAL
 from ..stores.milvus import DEPTH, MilvusStore, batched
-from ._stored import BATCH, store_in, text_of
 from .analysis import terms
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ import numpy as np
 
 from ... import progress
 from ...errors import BadInput, MissingWeights
+from .._stored import BATCH, store_in, text_of
 from ..base import Hit, Item, Query, Retriever, Space, StoreStats, Where
 from ..fusion import Ranked, best_first
 from ..loading import batches
@@ -36,8 +37,7 @@ from ..stores.milvus import MilvusStore, batched
 from ..stores.rows import checked
 from ..stores.table import MAX_K
 from ..stores.vectors import VectorStore
-from ._poly_shape import Example, Fitting, Shape
-from ._stored import BATCH, store_in, text_of
+from ._poly_shape import Example, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,8 +49,9 @@ if TYPE_CHECKING:
     from ..fitting import Fitted
     from ..parts import Parts
     from ._poly_network import PolyNetwork
+    from ._poly_training import Fitting
 
-__all__ = ["Example", "Fitting", "PolyEncoder", "Shape", "poly_scores"]
+__all__ = ["Example", "PolyEncoder", "Shape", "poly_scores"]
 
 SHORTLIST = 64
 """Passages that each context vector names at first, or twice as many as are asked for."""
@@ -132,8 +133,8 @@ class PolyEncoder(Retriever):
         """One random layer over single characters, 32 dimensions, four codes, over an empty temporary store."""
         from transformers import BertConfig
 
+        from ..towers import characters, seeded
         from ._poly_network import PolyNetwork
-        from ._towers import characters, seeded
 
         tokenizer = characters("bert")
         bert = BertConfig(
@@ -170,7 +171,7 @@ class PolyEncoder(Retriever):
         Raises:
             MissingWeights, BadInput: `start` is no whole BERT; too few examples; a loss of NaN.
         """
-        from ._poly_training import fit
+        from ._poly_training import Fitting, fit
 
         return fit(data, out_dir, start, shape or Shape(), held, how or Fitting())
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...errors import BadInput, StoreError
+from .._stored import ByWords, weighed_in
 from ..stores.weighed import Described, Weighed
-from ._stored import ByWords, weighed_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

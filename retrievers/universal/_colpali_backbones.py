@@ -107,10 +107,14 @@ class Backbone(ABC):
         Padding stands on the right, where no row is without anything to attend to. The published processors of Qwen
         and Idefics3 put it on the left: with positions that only count relative to one another it is the same.
         """
+        with torch.inference_mode():
+            return self.states(batch)
+
+    def states(self, batch: Sequence[Read]) -> tuple[Tensor, Tensor]:
+        """The same, with what gradients need."""
         device = self.network.device
         ids, mask = padded([one.ids for one in batch], self.processor.tokenizer.pad_token_id)
-        with torch.inference_mode():
-            return self._vectors(ids.to(device), mask.to(device), batch), mask.to(device)
+        return self._vectors(ids.to(device), mask.to(device), batch), mask.to(device)
 
     def tokens(self, read: Read) -> tuple[str, ...]:
         """The text of each token."""

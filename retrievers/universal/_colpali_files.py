@@ -96,14 +96,15 @@ def _prompts(folder: Path) -> dict[str, str]:
 WIDTH = 32
 
 
-def toy(kind: str, seed: int) -> Backbone:
+def toy(kind: str, seed: int, edge: int = 56, patch: int = 14) -> Backbone:
     """Two random layers over bytes and small pages.
 
     Args:
         kind: `colpali`, `colqwen2`, `colqwen2_5` or `idefics3`.
+        edge, patch: pixels of a page and of a patch of it, of `colpali`.
     """
     make: dict[str, Callable[[], Backbone]] = {
-        "colpali": _toy_paligemma,
+        "colpali": lambda: _toy_paligemma(edge, patch),
         "colqwen2": lambda: _toy_qwen("qwen2_vl"),
         "colqwen2_5": lambda: _toy_qwen("qwen2_5_vl"),
         "idefics3": _toy_smol,
@@ -119,15 +120,15 @@ def toy(kind: str, seed: int) -> Backbone:
     return backbone
 
 
-def _toy_paligemma() -> Backbone:
+def _toy_paligemma(edge: int, patch: int) -> Backbone:
     from transformers import ColPaliConfig, ColPaliForRetrieval, ColPaliProcessor, SiglipImageProcessorPil
 
     tokenizer = _bytes(["<image>"], bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
-    pictures = SiglipImageProcessorPil(size={"height": 56, "width": 56})
-    pictures.image_seq_length = 16
+    pictures = SiglipImageProcessorPil(size={"height": edge, "width": edge})
+    pictures.image_seq_length = (edge // patch) ** 2
     processor = ColPaliProcessor(pictures, tokenizer)
     text = {**_layers(), "model_type": "gemma", "head_dim": 16, "vocab_size": len(tokenizer)}
-    vision = {**_layers(), "model_type": "siglip_vision_model", "image_size": 56, "patch_size": 14}
+    vision = {**_layers(), "model_type": "siglip_vision_model", "image_size": edge, "patch_size": patch}
     vlm = {
         "model_type": "paligemma",
         "text_config": text,

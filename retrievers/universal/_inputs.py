@@ -7,10 +7,12 @@ that belong to it. A query is read as whatever it has.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import BadInput, Unsupported
+from ...errors import Unsupported
 from ..base import Item, Query
+from ..readers.base import unreadable
 from ..readers.picture import drawn
 from ..searchable import searchable_text
 
@@ -47,8 +49,8 @@ def seen(given: Item | Query, edge: int, frames: int = 1) -> Seen:
 
     Raises:
         Unsupported: it has neither text nor anything to show.
-        UnreadableFile: what it shows is gone, damaged, too large, or cannot be shown as a picture.
-        BadInput: a picture that is a line.
+        UnreadableFile: what it shows is gone, damaged, too large, a line, or cannot be shown as a picture; names the
+            file without its folder.
     """
     if given.media is not None and shows(given):
         return Seen(words(given), tuple(_upright(part, edge) for part in _frames(given.media, frames)))
@@ -80,7 +82,7 @@ def pictured(item: Item, edge: int) -> Image:
 
     Raises:
         Unsupported: it shows nothing.
-        UnreadableFile, BadInput: as `seen`.
+        UnreadableFile: as `seen`.
     """
     if item.media is None:
         raise Unsupported(f"The item `{item.id}` has nothing to look at.", "Search its text otherwise.")
@@ -99,6 +101,6 @@ def _frames(media: MediaRef, count: int) -> list[MediaRef]:
 def _upright(media: MediaRef, edge: int) -> Image:
     shown = drawn(media, edge)
     if max(shown.size) > STEEPEST * min(shown.size):
-        size = f"{shown.width} × {shown.height}"
-        raise BadInput(f"The picture has `{size}` pixels: it is a line.", "Leave it out, or crop it.")
+        what = f"has {shown.width} × {shown.height} pixels when it is drawn: it is a line"
+        raise unreadable(Path(media.uri).name, what, "Leave it out, or crop it.")
     return shown

@@ -7,6 +7,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from ...errors import BadInput, MissingExtra, MissingWeights
 from ..loading import dtype, quiet
 
@@ -31,7 +33,8 @@ def kind_of(folder: Path, *kinds: str) -> dict[str, Any]:
     """
     if not (folder / CONFIG).is_file() or not any((folder / name).is_file() for name in WEIGHTS):
         missing = CONFIG if not (folder / CONFIG).is_file() else WEIGHTS[0]
-        raise MissingWeights(f"`{folder.name}` has no `{missing}`.", "Put the model's files there, as safetensors.")
+        hint = _unpickled(folder, "pytorch_model") or "Put the model's files there, as safetensors."
+        raise MissingWeights(f"`{folder.name}` has no `{missing}`.", hint)
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
     except ValueError:
@@ -113,7 +116,8 @@ def adapted(model: Any, folder: Path, *, renamed: Mapping[str, str] | None = Non
 
     fits = "Give the adapter of this model."
     if not (folder / ADAPTED).is_file():
-        raise MissingWeights(f"`{folder.name}` has no `{ADAPTED}`.", "Put the adapter's own file there.")
+        hint = _unpickled(folder, "adapter_model") or "Put the adapter's own file there."
+        raise MissingWeights(f"`{folder.name}` has no `{ADAPTED}`.", hint)
     with quiet():
         try:
             config = PeftConfig.from_pretrained(str(folder))
@@ -129,6 +133,12 @@ def adapted(model: Any, folder: Path, *, renamed: Mapping[str, str] | None = Non
         return tuner.merge_and_unload().eval()
 
 
+def _unpickled(folder: Path, name: str) -> str:
+    """What to do where the weights are there as pickles, which are never loaded."""
+    is_pickled = next(folder.glob(f"{name}*.bin"), None) is not None
+    return f"Its weights are pickles: run `triptych convert FOLDER` with `{folder.name}`." if is_pickled else ""
+
+
 def _renamed(key: str, renamed: Mapping[str, str]) -> str:
     """A key of an adapter as it is called in the class that is adapted."""
     own = key.removeprefix(OF_PEFT)
@@ -139,22 +149,37 @@ def _renamed(key: str, renamed: Mapping[str, str]) -> str:
     return own
 
 
-def processor(kind: Any, folder: Path) -> Any:
+def processor(kind: Any, folder: Path, **changed: Any) -> Any:
     """The picture processor of the transformers class `kind` (one that ends in `Pil`), as the folder sets it.
+
+    Args:
+        changed: settings that are other than the folder's.
 
     Raises:
         MissingWeights: the folder has no settings of one.
-        BadInput: they are of another class.
+        BadInput: no JSON object, of another class, or what it cannot prepare a picture by.
     """
-    path = folder / PROCESSOR
+    path, put = folder / PROCESSOR, "Put the model's own file there."
     if not path.is_file():
-        raise MissingWeights(f"`{folder.name}` has no `{PROCESSOR}`.", "Put the model's own file there.")
-    said = str(json.loads(path.read_text("utf-8")).get("image_processor_type", ""))
+        raise MissingWeights(f"`{folder.name}` has no `{PROCESSOR}`.", put)
+    try:
+        told = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        raise BadInput(f"`{folder.name}/{PROCESSOR}` is no JSON object.", put)
+    said = str(told.get("image_processor_type", ""))
     wanted = kind.__name__.removesuffix("Pil")
     if said and said.removesuffix("Fast").removesuffix("Pil") != wanted:
         raise BadInput(f"`{folder.name}` prepares pictures by `{said}`.", f"Give the files of a model with `{wanted}`.")
     with quiet():
-        return kind.from_pretrained(folder, local_files_only=True)
+        try:
+            made = kind.from_pretrained(folder, local_files_only=True, **changed)
+            made(images=[Image.new("RGB", (90, 60))], return_tensors="pt")
+        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+            wrong = f"`{folder.name}/{PROCESSOR}` prepares no picture: {_first(error)}."
+            raise BadInput(wrong, put) from error
+    return made
 
 
 def _first(error: Exception) -> str:

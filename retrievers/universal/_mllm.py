@@ -41,6 +41,8 @@ EDGE = 2048
 """Pixels of a picture's longer side before the model's own processor scales it: no backbone sees more."""
 WINDOW = 32
 BATCH_TOKENS = 8192
+PATCHES, GRIDS, SQUARES = "patches (size, merged, frames) of", "grids of", "squares of"
+"""How a picture processor and a model have to agree."""
 
 
 @dataclass(frozen=True)
@@ -137,18 +139,30 @@ class Backbone:
         self._fits()
 
     def _fits(self) -> None:
+        one = "Use the files of one model."
         wanted = int(self.model.config.image_token_id)
         if self._mark != wanted:
-            wrong = f"The tokenizer's `{self.mark}` is token `{self._mark}`, and the model's `{wanted}`"
-            raise BadInput(f"{wrong}.", "Use the files of one model.")
-        if not self.kind.startswith("qwen"):
-            grids = [
-                [list(map(int, one)) for one in where.image_grid_pinpoints]
-                for where in (self.model.config, self.pictures)
-            ]
-            if grids[0] != grids[1]:
-                wrong = f"Pictures are prepared for `{grids[1]}` and the model has `{grids[0]}`"
-                raise BadInput(f"{wrong}.", "Use the files of one model.")
+            raise BadInput(f"The tokenizer's `{self.mark}` is token `{self._mark}`, and the model's `{wanted}`.", one)
+        prepared, has = self._prepared(), self._looks_at()
+        odd = next((what for what in has if prepared[what] != has[what]), None)
+        if odd is not None:
+            raise BadInput(f"Pictures are prepared for {odd} `{prepared[odd]}` and the model has `{has[odd]}`.", one)
+
+    def _prepared(self) -> dict[str, list[Any]]:
+        """What the picture processor makes of a picture."""
+        made = self.pictures
+        if self.kind.startswith("qwen"):
+            return {PATCHES: [int(made.patch_size), int(made.merge_size), int(made.temporal_patch_size)]}
+        # OneVision scales to its square, NeXT cuts it out.
+        square = made.size if self.kind == "llava_onevision" else made.crop_size
+        return {GRIDS: _grids(made), SQUARES: [int(square["height"]), int(square["width"])]}
+
+    def _looks_at(self) -> dict[str, list[Any]]:
+        """The same, as the model's configuration has it."""
+        sight = self.model.config.vision_config
+        if self.kind.startswith("qwen"):
+            return {PATCHES: [int(sight.patch_size), int(sight.spatial_merge_size), int(sight.temporal_patch_size)]}
+        return {GRIDS: _grids(self.model.config), SQUARES: [int(sight.image_size)] * 2}
 
     # --- doors -------------------------------------------------------------------------------------------------------
 
@@ -335,6 +349,10 @@ class Backbone:
             )[0]
             return places
         return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _grids(where: Any) -> list[list[int]]:
+    return [list(map(int, one)) for one in where.image_grid_pinpoints]
 
 
 def instructed(backbone: Backbone, told: str, text: str, pictures: tuple[Image, ...]) -> Said:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..loading import quiet
-from ..text._towers import seeded
+from ..towers import seeded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,11 +12,12 @@ VISUAL_WORDS = 40
 MARKS = ("<|im_start|>", "<|im_end|>", "<IMG_ATOM>", "<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
 
 
-def toy(seed: int, *, tiles: bool = True) -> tuple[Any, Any]:
+def toy(seed: int, *, tiles: bool = True, words: int = VISUAL_WORDS) -> tuple[Any, Any]:
     """Model and processor: two random layers of width 32, bytes, pictures of 32 x 32 pixels, four tokens each.
 
     Args:
         tiles: whether larger pictures are cut into tiles.
+        words: rows of the table, those of the marks included.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import Ovis2Config, Ovis2Model, Ovis2Processor, PreTrainedTokenizerFast
@@ -31,7 +32,7 @@ def toy(seed: int, *, tiles: bool = True) -> tuple[Any, Any]:
     tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)})
     ids = tokenizer.convert_tokens_to_ids(list(MARKS[2:]))
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = {**shape, "image_size": 32, "patch_size": 8, "hidden_stride": 2, "vocab_size": VISUAL_WORDS}
+    vision = {**shape, "image_size": 32, "patch_size": 8, "hidden_stride": 2, "vocab_size": words}
     text = {**shape, "model_type": "qwen2", "num_key_value_heads": 1, "vocab_size": len(tokenizer)}
     config = Ovis2Config(
         vision_config=vision,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..loading import dtype, quiet
-from ..text._towers import characters, seeded
+from ..towers import characters, seeded
 from ._loading import kind_of, loaded
 from ._uniir_fusion import CrossFusion
 from ._uniir_names import AUTHORS, blip_shapes, fill, from_blip, from_openai, named, read

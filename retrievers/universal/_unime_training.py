@@ -10,16 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...errors import BadInput, MissingExtra
+from ...errors import BadInput
 from ...progress import step
 from ..fitting import claim, gathered, in_parts, of_all, trained
+from ._contrastive_training import Learner, adapt
 from ._mllm import Backbone
 from ._vectors import last
 
@@ -29,25 +29,11 @@ if TYPE_CHECKING:
 
     from ..base import Encoder
     from ..fitting import Course, Fitted
+    from ._contrastive_training import Adapters
 
 TEACHER, TEACHES = "teacher.npy", "teacher.json"
 """Vectors of a teacher, one row for each text, and of which texts they are."""
 PART = 256
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True)
-class Adapters:
-    """What is learned: for each projection of the language part two matrices of `rank`, scaled by alpha / rank.
-
-    Attributes:
-        chunk: texts that are read at once within a batch (GradCache); 0: all of it.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.05
-    chunk: int = 0
 
 
 def taught(encoder: Encoder, texts: Sequence[str], folder: Path) -> Path:
@@ -67,9 +53,13 @@ def taught(encoder: Encoder, texts: Sequence[str], folder: Path) -> Path:
         step(start, len(texts), "texts")
         parts.append(encoder.encode([Query(text) for text in texts[start : start + PART]], "query"))
     np.save(folder / TEACHER, np.concatenate(parts) if parts else np.zeros((0, encoder.space.dim), np.float32))
-    told = {"texts": _digest(texts), "space": encoder.space.name, "count": len(texts)}
-    (folder / TEACHES).write_text(json.dumps(told) + "\n", "utf-8")
+    (folder / TEACHES).write_text(lesson_of(encoder, texts), "utf-8")
     return folder
+
+
+def lesson_of(encoder: Encoder, texts: Sequence[str]) -> str:
+    """What stands in `teacher.json` when `encoder` taught `texts`."""
+    return json.dumps({"texts": _digest(texts), "space": encoder.space.name, "count": len(texts)}) + "\n"
 
 
 def vectors_of(folder: Path, texts: Sequence[str]) -> np.ndarray:
@@ -108,27 +98,12 @@ def distilled(
         MissingExtra: peft is not installed.
         Cancelled, TimedOut: see `progress`; the next call with the same arguments goes on.
     """
-    try:
-        from peft import LoraConfig
-        from peft.tuners.lora import LoraModel
-    except ImportError:
-        raise MissingExtra("The package `peft` is not installed.", "Run `pip install 'triptych[train]'`.") from None
     if len(texts) < 2:
         raise BadInput(f"There are `{len(texts)}` texts.", "Give two at least: their similarities are learned.")
     wanted = vectors_of(teacher, texts)
     claim(out_dir, [_digest(texts), _digest_of(wanted)], course=course, adapters=adapters)
     model = deepcopy(backbone.model).float()
-    for weights in model.parameters():
-        weights.requires_grad_(False)
-    config = LoraConfig(
-        r=adapters.rank,
-        lora_alpha=adapters.alpha,
-        lora_dropout=adapters.dropout,
-        target_modules=list(PROJECTIONS),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(course.seed)
-        tuner = LoraModel(model.language_model, config, "default")
+    merge = adapt(model, model.language_model, adapters, course.seed)
     pad = backbone.pad
 
     def collate(rows: Sequence[tuple[list[int], np.ndarray]]) -> dict[str, Tensor]:
@@ -139,14 +114,14 @@ def distilled(
             "teacher": torch.from_numpy(np.stack([np.asarray(vector, np.float32) for _, vector in rows])),
         }
 
-    student = Student(tuner, loss, adapters.chunk)
+    student = Student(model.language_model, loss, adapters.chunk)
     came = trained(student, course, out_dir, collate, list(zip(ids, wanted, strict=True)), label="teacher")
-    model.language_model = tuner.merge_and_unload()
+    merge()
     return Backbone(model.to(backbone.model.device).eval(), backbone.tokenizer, backbone.pictures), came
 
 
-class Student(nn.Module):
-    """A language model with adapters that gives the loss of a batch. Only the adapters are saved.
+class Student(Learner):
+    """A language model, with adapters or without, that gives the loss of a batch.
 
     Args:
         language: gives the states of tokens.
@@ -166,14 +141,6 @@ class Student(nn.Module):
         places = (mask.cumsum(dim=1) - 1).clamp(min=0)
         found = self.language(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False)
         return last(found.last_hidden_state, mask)
-
-    def state_dict(self, *given: Any, **named: Any) -> Any:
-        """Of the adapters alone: the frozen rest is on disk already."""
-        return {key: values for key, values in super().state_dict(*given, **named).items() if "lora_" in key}
-
-    def load_state_dict(self, state_dict: Any, *given: Any, **named: Any) -> Any:
-        """Of the adapters alone: all else stays as it is."""
-        return super().load_state_dict({**super().state_dict(), **state_dict}, *given, **named)
 
 
 def _digest(texts: Sequence[str]) -> str:

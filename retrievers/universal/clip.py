@@ -177,7 +177,7 @@ def tiny_parts(seed: int, model: Any, width: int = 32) -> tuple[Any, Tokenizer]:
     """
     from transformers import CLIPConfig, CLIPTokenizer
 
-    from ..text._towers import seeded
+    from ..towers import seeded
 
     alphabet = _alphabet()
     names = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *MARKS]

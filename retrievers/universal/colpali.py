@@ -9,7 +9,8 @@ Three architectures, told apart by the folder's `config.json`: ColPali (PaliGemm
 prompt per page, half a megabyte), ColQwen2 (Qwen2-VL, at most 768 patches at the page's own proportions; Qwen2.5-VL
 runs in the same class) and ColSmol (Idefics3). `Options.factor` pools a page's vectors (Clavié, Chaffin and Adams
 2024, arXiv:2409.14683): Ward clusters of their cosine distances, each the mean of its vectors, so that 2 or 3 times
-fewer are kept. `_colpali_maps` shows where on a page a query's words are found; `_colpali_losses` has the losses.
+fewer are kept. `_colpali_maps` shows where on a page a query's words are found. `fit` trains a copy, see
+`_colpali_training` and `_colpali_losses`.
 
 Weights: checkpoints in transformers' own format (`…-hf`; PaliGemma's stand under the Gemma licence, Qwen's under
 Apache-2.0), or ColSmol's base with its adapter beside it, in `weights/colpali` of the home folder. Adapters of
@@ -39,8 +40,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ...manifests.registry import Card
+    from ..fitting import Course
     from ..parts import Parts
     from ._colpali_backbones import Backbone, Read
+    from ._colpali_training import Objective
+    from ._contrastive_training import Adapters, Lesson
 
 DIM = 128
 EDGE = 2048
@@ -193,6 +197,49 @@ class ColPali(Encoder):
         if self.options.pictures_only:
             rows = rows[np.sort(read.patches, axis=None)]
         return pooled(rows, self.options.factor)
+
+    # --- learning ----------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        lessons: Sequence[Lesson],
+        out_dir: Path,
+        *,
+        held: Sequence[Lesson] = (),
+        course: Course | None = None,
+        adapters: Adapters | None = None,
+        objective: Objective | None = None,
+        run: int = 1,
+    ) -> ColPali:
+        """A copy that learned which page answers which question; saved in `out_dir`, for `from_folder`. A fit that was
+        stopped goes on from its last checkpoint. The copy computes in float32. The usual is what was published.
+
+        Args:
+            held: other lessons, whose loss tells which checkpoint is kept.
+            run: lessons of one group that stand together in a batch.
+
+        Raises:
+            BadInput, UnreadableFile, MissingExtra, Cancelled, TimedOut: see `_contrastive_training`.
+            Unsupported: as `encode`.
+        """
+        from ..fitting import Course
+        from ._colpali_training import Objective, fit
+        from ._contrastive_training import Adapters
+
+        made, _ = fit(
+            self.backbone,
+            lessons,
+            out_dir,
+            self.read,
+            objective or Objective(),
+            course or Course(epochs=1, batch=32, rate=5e-5),
+            adapters or Adapters(rank=32, alpha=32.0, dropout=0.1, chunk=4),
+            held=held,
+            run=run,
+        )
+        fitted = ColPali(made, self.options)
+        fitted.save(out_dir)
+        return fitted
 
 
 def pooled(vectors: np.ndarray, factor: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """CREAM: Coarse-to-Fine Retrieval and Multi-modal Efficient Tuning. Zhang et al. 2024, doi:10.1145/3664647.3680750
 
-The retrieval half alone, so only *CREAM-style*: for questions about a long document (name it in the filter). Coarse:
+The retrieval half, so only *CREAM-style*: for questions about a long document (name it in the filter). Coarse:
 vectors sort all chunks. Fine: the first `DEPTH` of them are put into groups of at most m = 8, a listwise ranker orders
 each group, the best K of each survive, and the survivors are shuffled and grouped again with a smaller K: 5, 3, 1. The
 last ones are ordered once more together, and the first three are what the paper's reader is given.
@@ -13,8 +13,9 @@ out stands behind, later rounds first. Shuffles are drawn from a seed and the qu
 
 The paper's models are bge-large and RankVicuna; here they are the profile's encoder and, asked for a permutation as
 RankVicuna is, the profile's language model, whose answers are repaired and counted (see `Found`). Scores are 1 / rank.
-Chunks are the library's own, longer than the paper's 512 characters. Its reader (pages as a visual prefix of a tuned
-language model) is not here, and no code or checkpoint of it was found.
+Chunks are the library's own, longer than the paper's 512 characters. The other half, a reader that is shown the pages
+as a visual prefix, is in `_cream_reader`: it learns and answers, but no code or checkpoint of the authors' was found,
+and no search asks it.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ import numpy as np
 
 from ...errors import BadInput
 from ...progress import step
+from .._stored import store_in, text_of
 from ..base import Hit, Query, Retriever, StoreStats, Where
 from ..lm import LM, Prompt, ScriptedLM, require
 from ..searchable import searchable_text
 from ..stores.milvus import MilvusStore
-from ..text._stored import store_in, text_of
 from ..text.hybrid import Hybrid, RandomTerms
 
 if TYPE_CHECKING:

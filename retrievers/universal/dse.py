@@ -17,7 +17,8 @@ code here is ours, over transformers' own classes.
 
 It differs: the limit of a question cuts its words and never the token at the end. The training example of the authors'
 repository leaves the assistant's turn out, the checkpoint's page opens it: we follow the page. Documents are pages and
-pictures; their text is not read, and plain text is not encoded. Not here: training (InfoNCE with one hard negative).
+pictures; their text is not read, and plain text is not encoded. `fit` is InfoNCE over the pages of a batch and the wrong
+ones that lessons name (the authors: one); its adapters are LoRA, theirs DoRA.
 """
 
 from __future__ import annotations
@@ -35,9 +36,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+    from torch import Tensor
 
     from ...manifests.registry import Card
+    from ..fitting import Course
     from ..parts import Parts
+    from ._contrastive_training import Adapters, Lesson
+    from ._mllm import Read
 
 DIM = 1536
 BACKBONES = ("qwen2_vl",)
@@ -51,6 +56,7 @@ TEMPLATE = (
     "<|im_start|>user\n<|vision_start|>{mark}<|vision_end|>",
     "<|im_end|>\n<|im_start|>assistant\n<|endoftext|>",
 )
+TEMPERATURE = 0.02
 ASKED, SHOWN = "Query: ", "What is shown in this image?"
 
 
@@ -140,8 +146,60 @@ class DSE(Encoder):
             if given.text is None or given.media is not None:
                 raise Unsupported("DSE finds pages by words, and the query is something else.", "Ask with text alone.")
             return Said(before + ASKED, given.text, after, (Image.new("RGB", squared(DUMMY)),))
+        if given.modality not in self.modalities and given.modality != "text":  # a page's first passage may be text
+            raise Unsupported(f"DSE reads pages and pictures, and `{given.id}` is {given.modality}.", "Leave it out.")
         page = pictured(given, EDGE)
         return Said(before + SHOWN, "", after, (page.resize(squared(self.edge)),))
+
+    # --- learning ----------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        lessons: Sequence[Lesson],
+        out_dir: Path,
+        *,
+        held: Sequence[Lesson] = (),
+        course: Course | None = None,
+        adapters: Adapters | None = None,
+        run: int = 1,
+    ) -> DSE:
+        """A copy that learned which page answers which question, by InfoNCE over the batch of all processes and the
+        wrong pages that lessons name; saved in `out_dir`, for `from_folder`. A fit that was stopped goes on from its
+        last checkpoint. The copy computes in float32. The usual is what was published with DSE, for one GPU.
+
+        Args:
+            held: other lessons, whose loss tells which checkpoint is kept.
+            run: lessons of one group that stand together in a batch.
+
+        Raises:
+            BadInput, UnreadableFile, MissingExtra, Cancelled, TimedOut: see `_contrastive_training`.
+            Unsupported: as `encode`.
+        """
+        from ..fitting import Course
+        from ._contrastive_training import Adapters, backbone_fitted, info_nce
+
+        def prepare(given: Item | Query, side: Side) -> Read:
+            return self.backbone.read(self.said(given), LONGEST[side])
+
+        def loss(queries: Tensor, pages: Tensor, right: Tensor) -> Tensor:
+            kept = self.dim or self.backbone.size
+            return info_nce(queries[:, :kept], pages[:, :kept], right, TEMPERATURE)
+
+        made, _ = backbone_fitted(
+            self.backbone,
+            lessons,
+            out_dir,
+            prepare,
+            loss,
+            course or Course(epochs=1, batch=8, rate=1e-4),
+            adapters or Adapters(chunk=2),
+            held=held,
+            run=run,
+            dim=self.dim,
+        )
+        fitted = DSE(made, self.dim, self.edge)
+        fitted.save(out_dir)
+        return fitted
 
 
 def squared(edge: int) -> tuple[int, int]:

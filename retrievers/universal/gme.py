@@ -10,8 +10,10 @@ of the home folder once they are there as safetensors: Apache-2.0 by their page.
 over transformers' classes.
 
 It differs: what is too long loses the end of its words, not the `<|endoftext|>` whose state is wanted (the released
-code cuts at 1,800 tokens whatever stands there, as we read it); of a video one key frame is read; pictures of more than
-2,048 pixels are first drawn that large. Not here: training, its balanced data, and the mining of negatives.
+code cuts at 1,800 tokens whatever stands there, as we read it); pictures of more than 2,048 pixels are first drawn that
+large. The paper has no videos: that `FRAMES` key frames of a scene stand one behind the other, and together have as
+many tokens as one picture may, is ours. `fit` is the paper's loss; not here: its balanced data and the mining of
+negatives.
 """
 
 from __future__ import annotations
@@ -29,16 +31,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+    from PIL.Image import Image
 
     from ...manifests.registry import Card
+    from ..fitting import Course
     from ..parts import Parts
+    from ._contrastive_training import Adapters, Lesson
 
 DIM = 1536
 BACKBONES = ("qwen2_vl",)
 LONGEST = 1800
 DEFAULT = "You are a helpful assistant."
+TEMPERATURE = 0.03
 TOKENS = (256, 1280)
 """Of a picture, at least and at most."""
+FRAMES = 4
+"""Of a scene of a video."""
 TEMPLATE = (
     "<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{pictures}",
     "<|im_end|>\n<|im_start|>assistant\n<|endoftext|>",
@@ -54,7 +62,7 @@ class GME(Encoder):
 
     Args:
         backbone: of one of `BACKBONES`; its picture processor is given the bounds `tokens`.
-        longest: tokens of an input.
+        longest: tokens of an input; frames: so many pictures are taken of a scene of a video.
 
     Raises:
         BadInput: a backbone of another architecture, or a tokenizer without the marks of a conversation.
@@ -66,13 +74,15 @@ class GME(Encoder):
     mixed = True
     many_languages = True
 
-    def __init__(self, backbone: Backbone, longest: int = LONGEST, tokens: tuple[int, int] = TOKENS) -> None:
+    def __init__(
+        self, backbone: Backbone, longest: int = LONGEST, tokens: tuple[int, int] = TOKENS, frames: int = FRAMES
+    ) -> None:
         if backbone.kind not in BACKBONES:
             raise BadInput(f"The backbone is `{backbone.kind}`.", f"Give one of type {' or '.join(BACKBONES)}.")
         for mark in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|endoftext|>"):
             backbone.token(mark)
         backbone.bound(*tokens)
-        self.backbone, self.longest = backbone, longest
+        self.backbone, self.longest, self.tokens, self.frames = backbone, longest, tokens, frames
         self.space = Space("gme", "dense", backbone.size, "cosine")
 
     # --- doors -------------------------------------------------------------------------------------------------------
@@ -97,7 +107,7 @@ class GME(Encoder):
     @classmethod
     def tiny(cls, seed: int = 0) -> GME:
         """Two random layers over bytes, with the real picture processor at 4 to 16 tokens: for tests."""
-        return cls(Backbone.tiny("qwen2_vl", seed), longest=256, tokens=(4, 16))
+        return cls(Backbone.tiny("qwen2_vl", seed), longest=256, tokens=(4, 16), frames=2)
 
     def save(self, folder: Path) -> None:
         """Write what `from_folder` reads."""
@@ -118,11 +128,69 @@ class GME(Encoder):
 
     def said(self, given: Item | Query, side: Side) -> Said:
         """What the model reads of `given`."""
-        has = seen(given, EDGE)
+        has = seen(given, EDGE, self.frames)
         told = given.instruction if side == "query" and isinstance(given, Query) else None
         before, after = TEMPLATE
         filled = before.format(
             instruction=self.backbone.plain(told or DEFAULT),
             pictures=SHOWN.format(mark=self.backbone.mark) * len(has.pictures),
         )
-        return Said(filled, has.text, after, has.pictures)
+        return Said(filled, has.text, after, self._sharing(has.pictures))
+
+    def _sharing(self, pictures: tuple[Image, ...]) -> tuple[Image, ...]:
+        """Several pictures so small that together they have no more tokens than one may, or the least that one has."""
+        if len(pictures) < 2:
+            return pictures
+        side = self.backbone.pictures.patch_size * self.backbone.pictures.merge_size
+        return tuple(_within(one, self.tokens[1] * side**2 // len(pictures)) for one in pictures)
+
+    # --- learning ----------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        lessons: Sequence[Lesson],
+        out_dir: Path,
+        *,
+        held: Sequence[Lesson] = (),
+        course: Course | None = None,
+        adapters: Adapters | None = None,
+        run: int = 1,
+    ) -> GME:
+        """A copy that learned which item answers which query, by InfoNCE over the batch of all processes and the wrong
+        items that lessons name; saved in `out_dir`, for `from_folder`. A fit that was stopped goes on from its last
+        checkpoint. The copy computes in float32. Rank, rate and temperature are the paper's, as we know
+        them.
+
+        Args:
+            held: other lessons, whose loss tells which checkpoint is kept.
+            run: lessons of one group that stand together in a batch.
+
+        Raises:
+            BadInput, UnreadableFile, MissingExtra, Cancelled, TimedOut: see `_contrastive_training`.
+            Unsupported: as `encode`.
+        """
+        from ..fitting import Course
+        from ._contrastive_training import Adapters, backbone_fitted, info_nce
+
+        made, _ = backbone_fitted(
+            self.backbone,
+            lessons,
+            out_dir,
+            lambda one, side: self.backbone.read(self.said(one, side), self.longest),
+            lambda *vectors: info_nce(*vectors, temperature=TEMPERATURE),
+            course or Course(epochs=1, batch=128, rate=1e-4),
+            adapters or Adapters(rank=8, chunk=4),
+            held=held,
+            run=run,
+        )
+        fitted = GME(made, self.longest, self.tokens, self.frames)
+        fitted.save(out_dir)
+        return fitted
+
+
+def _within(picture: Image, pixels: int) -> Image:
+    """`picture` with at most so many pixels."""
+    scale = (pixels / (picture.width * picture.height)) ** 0.5
+    if scale >= 1:
+        return picture
+    return picture.resize((max(1, int(picture.width * scale)), max(1, int(picture.height * scale))))

@@ -14,12 +14,13 @@ are not bound to the table.
 Any checkpoint of transformers' type `ovis2` loads from `weights/ovis` of the home folder; the authors' own files of
 Ovis 1.6, 2 and 2.5 need code from the hub and do not. transformers computes the softmax in the model's number format,
 so in bfloat16 what is read here is more exact; its tiles are set upright (see `_ovis_tiles`). Text beyond 2,048 tokens
-is cut. It does not train here.
+is cut. `fit` is ours, too: InfoNCE over pairs; the authors train it to speak.
 """
 
 from __future__ import annotations
 
 import threading
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,7 +44,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ...manifests.registry import Card
+    from ..fitting import Course
     from ..parts import Parts
+    from ._contrastive_training import Adapters, Lesson
 
 Pooling = Literal["last", "mean"]
 DIM = 1536
@@ -205,7 +208,12 @@ class Ovis(Encoder):
         return found
 
     def _pooled(self, batch: Sequence[Read]) -> Tensor:
-        """Vectors (inputs, dim), not yet of unit length. Padding stands on the right, behind what reads."""
+        """Vectors (inputs, dim), not yet of unit length."""
+        with torch.inference_mode():
+            return self._states(batch)
+
+    def _states(self, batch: Sequence[Read]) -> Tensor:
+        """The same, with what gradients need. Padding stands on the right, behind what reads."""
         device = self.model.device
         pad = self.processor.tokenizer.pad_token_id
         ids = nn.utils.rnn.pad_sequence([one.ids for one in batch], batch_first=True, padding_value=pad).to(device)
@@ -213,9 +221,46 @@ class Ovis(Encoder):
         mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
         pixels = [one.pixels for one in batch if one.pixels is not None]
         shown = {"pixel_values": torch.cat(pixels).to(device)} if pixels else {}
-        with torch.inference_mode():
-            states = self.model(input_ids=ids, attention_mask=mask, use_cache=False, **shown).last_hidden_state
-            return last(states, mask) if self.pooling == "last" else mean(states.float(), mask)
+        states = self.model(input_ids=ids, attention_mask=mask, use_cache=False, **shown).last_hidden_state
+        return last(states, mask) if self.pooling == "last" else mean(states.float(), mask)
+
+    # --- learning ----------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        lessons: Sequence[Lesson],
+        out_dir: Path,
+        *,
+        held: Sequence[Lesson] = (),
+        course: Course | None = None,
+        adapters: Adapters | None = None,
+        run: int = 1,
+    ) -> Ovis:
+        """A copy that learned which item answers which query, by InfoNCE over the batch of all processes and the wrong
+        items that lessons name; saved in `out_dir`, for `from_folder`. A fit that was stopped goes on from its last
+        checkpoint. The copy computes in float32. All of it is ours.
+
+        Args:
+            held: other lessons, whose loss tells which checkpoint is kept.
+            run: lessons of one group that stand together in a batch.
+
+        Raises:
+            BadInput, UnreadableFile, MissingExtra, Cancelled, TimedOut: see `_contrastive_training`.
+            Unsupported: as `encode`.
+        """
+        from ..fitting import Course
+        from ._contrastive_training import Adapters, Contrast, adapt, begun, contrasted, info_nce
+
+        course, adapters = course or Course(epochs=1, batch=64, rate=1e-4), adapters or Adapters(chunk=4)
+        begun(lessons, held, out_dir, course, run, adapters=adapters, pooling=self.pooling)
+        made = Ovis(deepcopy(self.model).float(), self.processor, self.pooling)
+        merge = adapt(made.model, made.model.language_model, adapters, course.seed)
+        network = Contrast(made.model, made._states, info_nce, adapters.chunk)
+        contrasted(network, lessons, held, out_dir, course, lambda one, side: made.read(one), run)
+        merge()
+        made.model.to(self.model.device).eval()
+        made.save(out_dir)
+        return made
 
 
 def in_float32(model: Any) -> Any:

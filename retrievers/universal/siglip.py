@@ -115,7 +115,7 @@ class SigLIP(Encoder):
         """One random layer in each tower, with a tokenizer and the real processor of the given type: for tests."""
         import transformers
 
-        from ..text._towers import seeded
+        from ..towers import seeded
 
         fixed = kind == FIXED
         tokenizer = _letters() if fixed else _bytes()

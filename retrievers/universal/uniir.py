@@ -249,6 +249,6 @@ def sentence(text: str) -> str:
 
 def _bert_framing(tokenizer: Tokenizer) -> tuple[Callable[[Sequence[str]], list[list[int]]], int]:
     """As BLIP was fine-tuned: BERT's own marks (not BLIP's `[ENC]`), at most `PIECES`."""
-    from ..text._towers import framing as bert_framing
+    from ..towers import framing as bert_framing
 
     return bert_framing(tokenizer, "bert", PIECES)

@@ -19,8 +19,8 @@ checkpoint's, so it is never loaded. The code here is ours, over transformers' o
 The prompts for a text and for a picture are the repository's, for LLaVA-1.6. It has none for OneVision, which gets the
 same words in the conversation of its base model, none for a picture with words (`BOTH`: ours) and none for an
 instruction, which stands before the words. Of a video one key frame is read, and pictures of more than 2,048 pixels are
-first drawn that large. What is too long loses the end of its words. `fit` is the first stage; a loop over the second is
-not here.
+first drawn that large. What is too long loses the end of its words. `fit` is the first stage, `fit_pairs` the second;
+neither quantises weights, as the authors did.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from ...manifests.registry import Card
     from ..fitting import Course
     from ..parts import Parts
-    from ._unime_training import Adapters
+    from ._contrastive_training import Adapters, Lesson
 
 DIM = 4096
 """Of LLaVA-1.6-7B; other backbones have their own."""
@@ -163,11 +163,58 @@ class UniME(Encoder):
             Cancelled, TimedOut: see `progress`.
         """
         from ..fitting import Course
-        from ._unime_training import Adapters, distilled
+        from ._contrastive_training import Adapters
+        from ._unime_training import distilled
 
         ids = [self.backbone.read(self.said(Query(text)), self.longest).ids for text in texts]
         course, adapters = course or Course(epochs=2, batch=768, rate=5e-4), adapters or Adapters()
         made, _ = distilled(self.backbone, ids, texts, teacher, out_dir, distillation, course, adapters)
+        fitted = UniME(made, self.longest)
+        fitted.save(out_dir)
+        return fitted
+
+    def fit_pairs(
+        self,
+        lessons: Sequence[Lesson],
+        out_dir: Path,
+        *,
+        held: Sequence[Lesson] = (),
+        course: Course | None = None,
+        adapters: Adapters | None = None,
+        beyond: float = BEYOND,
+        hard: int = HARD,
+        run: int = 1,
+    ) -> UniME:
+        """Stage 2: a copy that learned which item answers which query, by `hard_negative_loss`; saved in `out_dir`, for
+        `from_folder`. A fit that was stopped goes on from its last checkpoint. The copy computes in float32.
+
+        The paper's numbers, as we know them, are batches of 1,024 and 2,000 steps at a rate of 2e-5 for LLaVA-1.6.
+
+        Args:
+            held: other lessons, whose loss tells which checkpoint is kept.
+            beyond: from 2 on, the largest difference of cosines, nothing is taken to be right that is not known to be.
+            hard: as many as a batch has: then it is InfoNCE, but for what is `beyond`.
+            run: lessons of one group that stand together in a batch.
+
+        Raises:
+            BadInput, UnreadableFile, MissingExtra, Cancelled, TimedOut: see `_contrastive_training.backbone_fitted`.
+        """
+        from ..fitting import Course
+        from ._contrastive_training import Adapters, backbone_fitted
+
+        made, _ = backbone_fitted(
+            self.backbone,
+            lessons,
+            out_dir,
+            lambda one, side: self.backbone.read(self.said(one), self.longest),
+            lambda asked, told, right: hard_negative_loss(asked, told, beyond, hard, right=right),
+            course or Course(epochs=1, batch=1024, rate=2e-5),
+            adapters or Adapters(chunk=8),
+            held=held,
+            run=run,
+            beyond=beyond,
+            hard=hard,
+        )
         fitted = UniME(made, self.longest)
         fitted.save(out_dir)
         return fitted
@@ -191,21 +238,24 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float = TEMPERAT
     return functional.kl_div(logs[0], logs[1], reduction="batchmean", log_target=True)
 
 
-def hard_negatives(similarities: Tensor, beyond: float = BEYOND, hard: int = HARD) -> tuple[Tensor, Tensor]:
+def hard_negatives(
+    similarities: Tensor, beyond: float = BEYOND, hard: int = HARD, right: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Which candidates each query is told from: those most like it, without its own and without those that are more
     than `beyond` liker than its own.
 
     Args:
-        similarities: cosines (queries, candidates), each query's own on the diagonal.
+        similarities: cosines (queries, candidates), each query's own on the diagonal, further candidates behind.
+        right: bool of that shape: candidates known to be right beside a query's own; they are never among them.
 
     Returns:
-        Columns, (queries, k) with k = min(hard, queries - 1), most alike first, and whether each counts: where fewer
+        Columns, (queries, k) with k = min(hard, candidates - 1), most alike first, and whether each counts: where fewer
         than k are left, the rest of a row does not.
     """
     own = similarities.diagonal()[:, None]
-    apart = torch.eye(len(similarities), dtype=torch.bool, device=similarities.device) | (similarities > own + beyond)
-    left = similarities.detach().masked_fill(apart, -torch.inf)
-    found = left.topk(min(hard, len(left) - 1), dim=1)
+    apart = torch.eye(*similarities.shape, dtype=torch.bool, device=similarities.device) | (similarities > own + beyond)
+    left = similarities.detach().masked_fill(apart if right is None else apart | right, -torch.inf)
+    found = left.topk(min(hard, left.shape[1] - 1), dim=1)
     return found.indices, found.values.isfinite()
 
 
@@ -215,23 +265,25 @@ def hard_negative_loss(
     beyond: float = BEYOND,
     hard: int = HARD,
     temperature: float = TEMPERATURE,
+    right: Tensor | None = None,
 ) -> Tensor:
     """Stage 2: cross-entropy of each query's own candidate among itself and its `hard_negatives`, a mean.
 
     A query without any adds nothing. Of several processes, give the vectors of all of them.
 
     Args:
-        queries, candidates: (queries, size), of any length, those of one row right for each other.
+        queries, candidates: (n, size) and (m, size), of any length: first each query's own candidate, then others.
+        right: bool (n, m), see `hard_negatives`.
 
     Raises:
-        BadInput: not as many of the one as of the other, or none.
+        BadInput: fewer candidates than queries, or none.
     """
-    if len(queries) != len(candidates) or not len(queries):
+    if len(queries) > len(candidates) or not len(queries):
         wrong = f"There are `{len(queries)}` queries and `{len(candidates)}` candidates."
         raise BadInput(wrong, "Give each query its own candidate.")
     one, other = (functional.normalize(vectors.float(), dim=-1) for vectors in (queries, candidates))
     similarities = one @ other.T
-    columns, counts = hard_negatives(similarities, beyond, hard)
+    columns, counts = hard_negatives(similarities, beyond, hard, right)
     rivals = similarities.gather(1, columns).masked_fill(~counts, -torch.inf)
     logits = torch.cat([similarities.diagonal()[:, None], rivals], dim=1) / temperature
     return functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))

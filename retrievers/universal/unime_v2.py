@@ -17,7 +17,7 @@ page of the first. The code is ours, over transformers' own classes.
 
 Pictures are scaled to the squares of the training, 672 pixels for Qwen2-VL and 336 for OneVision (`edge`; the example
 takes 1,344). It differs: of a video one key frame is read, and a text beyond the window is cut at its end. Not here:
-the choice of negatives by their scores, a training loop, and UniME-V2-Reranker, which is a reranker.
+the choice of negatives by their scores, and UniME-V2-Reranker, which is a reranker.
 """
 
 from __future__ import annotations
@@ -35,14 +35,16 @@ from ._inputs import READS, seen
 from ._mllm import EDGE, Backbone, Said, instructed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
     from ...manifests.registry import Card
+    from ..fitting import Course
     from ..lm import LM, Prompt
     from ..parts import Parts
+    from ._contrastive_training import Adapters, Lesson
 
 DIM = 3584
 """Of Qwen2-VL-7B; other backbones have their own."""
@@ -137,6 +139,53 @@ class UniMEV2(Encoder):
         if not told and pictures:
             told = BOTH[side] if text else SHOWN
         return instructed(self.backbone, told, text, pictures)
+
+    # --- learning ----------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        lessons: Sequence[Lesson],
+        out_dir: Path,
+        *,
+        held: Sequence[Lesson] = (),
+        course: Course | None = None,
+        adapters: Adapters | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> UniMEV2:
+        """A copy that learned the judge's scores by `alignment`; saved in `out_dir`, for `from_folder`. A fit that was
+        stopped goes on from its last checkpoint. The copy computes in float32.
+
+        Args:
+            lessons: each with as many `mined` candidates (the authors: 8) and the scores of all (`judged`).
+            held: other lessons, whose loss tells which checkpoint is kept.
+            loss: another one of cosines and scores, (queries, 1 + mined); its name is kept in `fit.json`.
+
+        Raises:
+            BadInput, UnreadableFile, MissingExtra, Cancelled, TimedOut: see `_contrastive_training.backbone_fitted`.
+        """
+        from ..fitting import Course
+        from ._contrastive_training import Adapters, backbone_fitted
+        from ._unime_v2_training import Listed, scored, with_scores
+
+        scored((*lessons, *held))
+        chosen = loss or alignment
+        made, _ = backbone_fitted(
+            self.backbone,
+            lessons,
+            out_dir,
+            lambda one, side: self.backbone.read(self.said(one, side), self.longest),
+            chosen,
+            course or Course(epochs=1, batch=512, rate=1e-4),
+            adapters or Adapters(chunk=2),
+            held=held,
+            kind=Listed,
+            collate=with_scores,
+            loss_name=chosen.__name__,
+            edge=self.edge,
+        )
+        fitted = UniMEV2(made, self.longest, self.edge)
+        fitted.save(out_dir)
+        return fitted
 
 
 # --- how it learns ---------------------------------------------------------------------------------------------------

@@ -13,11 +13,13 @@ transformers has starts from `from_parts`, with a linear layer that has learned 
 
 What differs: the vision towers; patches are taken after their tower's last layer norm. A text is cut to what positions
 are left. An instruction of a query is put before its words, as BGE's is; the paper has none. A scene of a video is its
-one key frame, a page its picture alone. The code is ours; it does not train yet.
+one key frame, a page its picture alone. `fit` is InfoNCE over the vision tower and the projection, the text embedder as
+it is: the paper's second stage, whose data is not here. The code is ours.
 """
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -32,7 +34,7 @@ from ...progress import step
 from ..base import Encoder, Item, Modality, Query, Side, Space
 from ..given import given_folder
 from ..loading import TOKENIZER, batches, dtype, quiet, read_tokenizer, set_threads
-from ..text._towers import characters, framing, padded, read_weights, seeded
+from ..towers import characters, framing, padded, read_weights, seeded
 from ._dual import BATCH_TOKENS, EDGE, fits, squares
 from ._inputs import READS, seen, shows, words
 from ._loading import CONFIG, kind_of, loaded, processor
@@ -46,7 +48,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from ...manifests.registry import Card
+    from ..fitting import Course
     from ..parts import Parts
+    from ._contrastive_training import Lesson
 
 DIM = 768
 TEXT, VISION, PROJECTION = "text", "vision", "visual_proj.safetensors"
@@ -54,7 +58,7 @@ SPARE = ("pooler.", "position_ids", "cls.", "classifier.", "lm_head.")
 """Parts of keys that checkpoints of the towers have and that are not read here."""
 OF_CLIP = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 MARKS = {"bert": "bert", "xlm-roberta": "roberta"}
-"""`model_type` of the embedder → how `text._towers.framing` marks a text."""
+"""`model_type` of the embedder → how `towers.framing` marks a text."""
 
 
 @dataclass(frozen=True)
@@ -271,6 +275,65 @@ class VISTA(Encoder):
             return self.towers.of_words(rows, mask)
         pixels = self.pictures(images=list(shots), return_tensors="pt")["pixel_values"]
         return self.towers.of_pictures(rows, mask, pixels.to(weight.device, weight.dtype))
+
+    # --- learning ----------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        lessons: Sequence[Lesson],
+        out_dir: Path,
+        *,
+        held: Sequence[Lesson] = (),
+        course: Course | None = None,
+        chunk: int = 8,
+        only_projection: bool = False,
+        run: int = 1,
+    ) -> VISTA:
+        """A copy that learned which item answers which query, by InfoNCE over the batch of all processes and the wrong
+        items that lessons name; saved in `out_dir`, for `from_folder`. A fit that was stopped goes on from its last
+        checkpoint. The copy computes in float32. The text embedder stays as it is.
+
+        Args:
+            chunk: inputs that are read at once within a batch (GradCache); 0: all of it.
+            only_projection: leave the vision tower as it is, too.
+            held: other lessons, whose loss tells which checkpoint is kept.
+            run: lessons of one group that stand together in a batch.
+
+        Raises:
+            BadInput, UnreadableFile, Cancelled, TimedOut: see `_contrastive_training`.
+            Unsupported: as `encode`.
+        """
+        from ..fitting import Course
+        from ._contrastive_training import Contrast, begun, contrasted, info_nce
+
+        course = course or Course(epochs=5, batch=80, rate=2e-5)
+        begun(lessons, held, out_dir, course, run, chunk=chunk, only_projection=only_projection)
+        own = self.towers
+        towers = Towers(*(deepcopy(one).float() for one in (own.text, own.vision, own.projection)))
+        towers.text.requires_grad_(False)
+        towers.vision.requires_grad_(not only_projection)
+        made = VISTA(towers, self.tokenizer, self.pictures)
+        # The embedder is no part of what is trained: its dropout stays out, too.
+        network = Contrast(nn.ModuleList([towers.vision, towers.projection]), made._vectors, info_nce, chunk)
+        contrasted(network, lessons, held, out_dir, course, lambda one, side: made._read(one), run)
+        made.save(out_dir)
+        return made
+
+    def _read(self, given: Item | Query) -> tuple[list[int], Image | None]:
+        """The pieces of an input, and what it shows."""
+        if not shows(given):
+            return self._alone([_said(given)])[0], None
+        return self._beside([_said(given)])[0], seen(given, EDGE).pictures[0]
+
+    def _vectors(self, inputs: Sequence[tuple[list[int], Image | None]]) -> Tensor:
+        """What is learned from, of inputs with pictures and without, in their order: (inputs, dim)."""
+        made = self.towers.projection.weight.new_zeros(len(inputs), self.space.dim)
+        for pictured in (False, True):
+            rows = [row for row, (_, shot) in enumerate(inputs) if (shot is not None) == pictured]
+            if rows:
+                shots = [shot for _, shot in (inputs[row] for row in rows) if shot is not None]
+                made[rows] = self._states([inputs[row][0] for row in rows], shots)
+        return made
 
 
 def _said(given: Item | Query) -> str:

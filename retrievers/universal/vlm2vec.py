@@ -18,7 +18,8 @@ is never loaded. The code here is ours, over transformers' own classes.
 
 It differs: frames of a video are read as so many pictures, not by the model's tokens for video; pictures are scaled as
 the checkpoint's own processor says, after those beyond 2,048 pixels were drawn that large; a text beyond the window is
-cut at its end. Not here: training (InfoNCE with GradCache, interleaved sub-batches).
+cut at its end. `fit` is InfoNCE with GradCache and V2's interleaved sub-batches; the authors' adapters are DoRA, ours
+LoRA, and a candidate that stands in a batch twice is no negative of itself.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ...manifests.registry import Card
+    from ..fitting import Course
     from ..parts import Parts
+    from ._contrastive_training import Adapters, Lesson
 
 DIM = 1536
 """Of Qwen2-VL-2B; other backbones have their own."""
@@ -47,6 +50,8 @@ LONGEST = 4096
 """Tokens of an input. Ours: the examples cut nothing, and the evaluation of UniME gives this flag for LLaVA."""
 FRAMES = 8
 """Of a video (V2, section 4)."""
+RUN = 64
+"""Lessons of one data set that stand together in a batch (V2's script)."""
 ASKED = {
     "text": "Find me an everyday image that matches the given caption:",
     "shown": "Find a day-to-day image that looks similar to the provided image.",
@@ -135,6 +140,47 @@ class VLM2Vec(Encoder):
             own = given.instruction if isinstance(given, Query) else None
             return instructed(self.backbone, own or asked(text, kind), text, has.pictures)
         return instructed(self.backbone, represented(text, kind), text, has.pictures)
+
+    # --- learning ----------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        lessons: Sequence[Lesson],
+        out_dir: Path,
+        *,
+        held: Sequence[Lesson] = (),
+        course: Course | None = None,
+        adapters: Adapters | None = None,
+        run: int = RUN,
+    ) -> VLM2Vec:
+        """A copy that learned which item answers which query, by InfoNCE over the batch of all processes; saved in
+        `out_dir`, for `from_folder`. A fit that was stopped goes on from its last checkpoint. It computes in float32.
+
+        Args:
+            held: other lessons, whose loss tells which checkpoint is kept.
+            run: lessons of one group that stand together in a batch: interleaved sub-batches. 1: all mixed; the batch:
+                each batch of one group.
+
+        Raises:
+            BadInput, UnreadableFile, MissingExtra, Cancelled, TimedOut: see `_contrastive_training.backbone_fitted`.
+        """
+        from ..fitting import Course
+        from ._contrastive_training import Adapters, backbone_fitted, info_nce
+
+        made, _ = backbone_fitted(
+            self.backbone,
+            lessons,
+            out_dir,
+            lambda one, side: self.backbone.read(self.said(one, side), self.longest),
+            info_nce,
+            course or Course(epochs=1, batch=1024, rate=5e-5, warmup=0.02),
+            adapters or Adapters(chunk=8),
+            held=held,
+            run=run,
+        )
+        fitted = VLM2Vec(made, self.longest, self.frames)
+        fitted.save(out_dir)
+        return fitted
 
 
 def _shown(query: Query) -> str:

@@ -230,6 +230,8 @@ def _about(settings: Settings, stages: Sequence[FirstStage], orders: Sequence[Ca
             f"Rerankers read the first {settings.rerank_depth} hits of `{stages[0].name}`; their ms are those of both "
             "stages, rerank_ms those of the reranker alone."
         )
+    if settings.bm25 and any(stage.name == "bm25" for stage in stages):
+        yield f"`bm25` weighs by `{settings.bm25}`."
     if settings.store_uri:
         yield "Measured with Milvus Lite, not with the server that the settings name."
 

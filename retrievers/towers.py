@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...errors import BadInput, MissingWeights
-from ...progress import step
-from .. import loading
-from ..loading import batches, encodable, finite
+from ..errors import BadInput, MissingWeights
+from ..progress import step
+from . import loading
+from .loading import batches, encodable, finite
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,18 +11,18 @@ from queue import SimpleQueue
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, TypeVar
 
-from ...errors import BadInput
-from ..base import Hit, Query, Retriever, Route, StoreStats, Where
-from ..stores import lite
-from ..stores.lexicon import LEXICAL
-from ..stores.milvus import LITE, MilvusStore
-from ..stores.weighed import Weighed
+from ..errors import BadInput
+from .base import Hit, Query, Retriever, Route, StoreStats, Where
+from .stores import lite
+from .stores.lexicon import LEXICAL
+from .stores.milvus import LITE, MilvusStore
+from .stores.weighed import Weighed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..base import Space
-    from ..stores.weighed import Weighing
+    from .base import Space
+    from .stores.weighed import Weighing
 
 S = TypeVar("S", bound=MilvusStore)
 
