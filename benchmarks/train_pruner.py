@@ -179,7 +179,7 @@ def ablation(work: Path, out: Path) -> None:
     made = Result(
         name="pruner_ablation",
         kind="pruner",
-        title="What the pruner learns from: short runs without one part each",
+        title="What the pruner learns from: short runs without one part each, or with another teacher",
         command="python benchmarks/train_pruner.py ablation work results",
         seed=0,
         data=(DataInfo(name="nq_train", sha256=digest, sizes=sizes),),
@@ -191,6 +191,9 @@ def ablation(work: Path, out: Path) -> None:
             "Held-out questions, each with the passage that answers it and nine others; sentences stand by the mean "
             "logit of their word pieces (`words`), with the passage's logit added (`both`), or as the teacher does. "
             "`kept_S`: a sentence with the answer is among the first share S of the characters.",
+            "`teacher`: SmolLM2-135M instead of MiniLM, for each question's own passage and the four likeliest others. "
+            "`likelihood` is log P(question | sentence), `contrast` log P(sentence | question) - log P(sentence), "
+            "LongLLMLingua's contrastive perplexity sentence by sentence; `teacher_…` is the teacher's own order.",
         ),
     )
     print(made.write(out).name)

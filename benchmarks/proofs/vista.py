@@ -40,7 +40,7 @@ HELD = 8
 TIMES = 60
 """Pairs of each thing, for each of the two stages."""
 TEXTS = Course(epochs=2, batch=12, rate=1e-3, every=10**6, decay=0.0)
-PICTURES = Course(epochs=4, batch=12, rate=1e-3, every=10**6, decay=0.0)
+PICTURES = Course(epochs=8, batch=12, rate=1e-3, every=10**6, decay=0.0)
 METRICS = ("recall@1", "recall@5")
 WORDS = (*_shapes.COLOURS, *_shapes.SHAPES, "but", "a", "picture", "of", "the", ".")
 
@@ -202,7 +202,7 @@ def main() -> None:
             every += arms(vista, uniir, shown, held, times, seed)
     notes = (
         f"Toy towers from random weights. Texts: {TEXTS.epochs:g} epochs; pictures: {len(told)} pairs; batches of "
-        f"{PICTURES.batch}. Not the released VISTA.",
+        f"{PICTURES.batch}, {PICTURES.epochs:g} epochs. Not the released VISTA.",
         f"Texts have the vectors of the text embedder alone: the largest difference is {max(differences):g}.",
         "`uniir_sf` begins from random weights, without the texts that VISTA's embedder was trained on first, and sees "
         "the pairs as often.",

@@ -138,6 +138,12 @@ def fit(
 
 
 def language(network: nn.Module) -> nn.Module:
-    """The part of a network of the family that reads words: the outermost that is called so."""
-    named = (part for name, part in network.named_modules() if name.endswith(("language_model", "text_model")))
-    return next(named)
+    """The part of a network that reads words: the outermost that is called so.
+
+    Raises:
+        BadInput: there is none.
+    """
+    for name, part in network.named_modules():
+        if name.endswith(("language_model", "text_model")):
+            return part
+    raise BadInput(f"`{type(network).__name__}` has no language part.", "Give a network of the family.")

@@ -26,7 +26,7 @@ from ._cream_network import CreamNetwork, Shape
 from ._loading import WEIGHTS, kind_of, loaded, processor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from tokenizers import Tokenizer
@@ -264,15 +264,15 @@ class _Learning(nn.Module):
         made: dict[str, Tensor] = self.network(ids, attention, labels, patches, mask)
         return made
 
-    def state_dict(self, *given: Any, **named: Any) -> dict[str, Tensor]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         return {name: one.detach().clone() for name, one in self.network.trainable().items()}
 
-    def load_state_dict(self, state: Any, *given: Any, **named: Any) -> Any:
-        _put(self.network.trainable(), state, "The checkpoint")
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        _put(self.network.trainable(), state_dict, "The checkpoint")
         return nn.modules.module._IncompatibleKeys([], [])
 
 
-def _put(learned: dict[str, Tensor], given: dict[str, Tensor], name: str) -> None:
+def _put(learned: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str) -> None:
     if odd := sorted(learned.keys() ^ given.keys()):
         raise BadInput(f"`{name}` and the reader differ in `{odd[0]}`.", "Use the files of one fit.")
     with torch.no_grad():

@@ -177,7 +177,7 @@ class GME(Encoder):
             lessons,
             out_dir,
             lambda one, side: self.backbone.read(self.said(one, side), self.longest),
-            lambda *vectors: info_nce(*vectors, temperature=TEMPERATURE),
+            lambda queries, items, right: info_nce(queries, items, right, TEMPERATURE),
             course or Course(epochs=1, batch=128, rate=1e-4),
             adapters or Adapters(rank=8, chunk=4),
             held=held,
