@@ -16,8 +16,9 @@ from triptych import Settings
 from triptych.errors import BadInput, MissingWeights, Unsupported
 from triptych.manifests.registry import card
 from triptych.retrievers.base import Item, MediaRef, Query, Source
+from triptych.retrievers.universal._contrastive_training import key_of
 from triptych.retrievers.universal._uniir_fusion import CrossFusion, FeatureFusion
-from triptych.retrievers.universal._uniir_training import Contrast, Fitting, Lesson, contrast, key_of
+from triptych.retrievers.universal._uniir_training import Contrast, Fitting, Lesson, contrast
 from triptych.retrievers.universal.uniir import VARIANTS, UniIR, said, sentence
 from triptych.tools.stages import Stages
 
@@ -448,6 +449,18 @@ def test_it_learns_what_an_instruction_asks_for(tmp_path: Path) -> None:
     np.testing.assert_allclose(again.encode(asked, "query"), learned.encode(asked, "query"), atol=1e-5)
     with pytest.raises(BadInput, match="holds a fit with other settings or data"):
         start.fit(told[:4], tmp_path / "fit", fitting=fitting)
+
+
+def test_clip_ff_learns_is_taken_back_and_goes_on(ff: UniIR, tmp_path: Path) -> None:
+    told, fitting = lessons(shapes(tmp_path)), Fitting(epochs=2, batch=4, rate=1e-3, decay=0.0)
+    learned = ff.fit(told, tmp_path / "fit", fitting=fitting)
+    again = ff.fit(told, tmp_path / "fit", fitting=fitting)  # from its last checkpoint: nothing is left to learn
+    asked = [one.query for one in told]
+    vectors = learned.encode(asked, "query")
+    assert np.abs(vectors - ff.encode(asked, "query")).max() > 1e-3
+    np.testing.assert_allclose(again.encode(asked, "query"), vectors, atol=1e-5)
+    saved = UniIR.from_folder(tmp_path / "fit", "float32")
+    np.testing.assert_allclose(saved.encode(asked, "query"), vectors, atol=1e-5)
 
 
 def test_what_cannot_be_learned_is_refused(blip: UniIR, sf: UniIR, tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def judged_lessons(folder: Path) -> list[Lesson]:
 
 def test_it_learns_what_the_judge_says_and_not_the_label(tmp_path: Path) -> None:
     system, lessons = TINY["qwen2_vl"], judged_lessons(tmp_path)
-    course, adapters = Course(epochs=40, batch=4, rate=3e-3, every=40), Adapters(0, chunk=3)
+    course, adapters = Course(epochs=40, batch=4, rate=1e-3, every=40), Adapters(0, chunk=3)
     made = system.fit(lessons, tmp_path / "fit", course=course, adapters=adapters)
     for ours, learned in ((system, False), (made, True), (UniMEV2.from_folder(tmp_path / "fit", "float32"), True)):
         ours.edge = system.edge

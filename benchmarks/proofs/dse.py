@@ -36,9 +36,9 @@ ASKED = 3
 ERRORS = 0.2
 """Of the letters that are recognised."""
 EDGES = (_shapes.SIDE * _shapes.CELL, _shapes.SIDE * _shapes.CELL // 2)
-PRIMER, READING = 21, 4
+PRIMER, READING = 21, 6
 """Pages of one word for each word, and epochs over them."""
-COURSE = Course(epochs=4, batch=12, rate=1e-3, every=10**6, decay=0.0)
+COURSE = Course(epochs=6, batch=12, rate=1e-3, every=10**6, decay=0.0)
 SPLITS = ("table", "lines")
 METRICS = ("nDCG@5", "recall@1")
 

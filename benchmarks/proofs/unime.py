@@ -53,7 +53,7 @@ SENTENCES, WORDS = 256, (6, 16)
 QUERIES, PASSAGES, TOKENS = 40, 120, 72
 """Of each collection; tokens of an input, its prompt among them."""
 STAGE_1 = {"batch": 32, "rate": 5e-4}
-LORA = Adapters(rank=16, dropout=0.1, chunk=16)
+LORA = Adapters(rank=16, dropout=0.1, chunk=8)
 FULL = {"sentences": 20_000, "queries": 300, "passages": 5000}
 GROUPS, IN_GROUP, DUPLICATES, HELD = 75, 4, 30, 100
 BATCH, EPOCHS, RATE = 24, 12, 2e-3

@@ -137,7 +137,7 @@ def fit(
     return made, came
 
 
-def language(network: nn.Module) -> nn.Module:
+def language(network: nn.Module) -> Any:
     """The part of a network that reads words: the outermost that is called so.
 
     Raises:

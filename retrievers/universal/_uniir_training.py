@@ -7,17 +7,17 @@ most at 100, as CLIP's is. Hard negatives are not read.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ...errors import BadInput
 from ..fitting import Course, claim, gathered, in_parts, of_all, trained
+from ._contrastive_training import Learner, key_of
 from ._uniir_fusion import Batch
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Fitting:
     bf16: bool = False
 
 
-class Contrast(nn.Module):
+class Contrast(Learner):
     """A fusing network under the loss. A batch has its queries first, then in the same order their candidates."""
 
     def __init__(self, network: Any, chunk: int = 0) -> None:
@@ -92,11 +92,6 @@ def contrast(queries: Tensor, candidates: Tensor, keys: Tensor, log_scale: Tenso
     scores = queries @ candidates.T * log_scale.float().clamp(max=LARGEST_SCALE).exp()
     twin = keys[:, None].eq(keys[None]) & ~torch.eye(len(keys), dtype=torch.bool, device=keys.device)
     return functional.cross_entropy(scores.masked_fill(twin, -torch.inf), torch.arange(len(keys), device=keys.device))
-
-
-def key_of(item: Item) -> int:
-    """An int64 for its id, the same in every process."""
-    return int.from_bytes(hashlib.sha256(item.id.encode()).digest()[:8], "big", signed=True)
 
 
 def fit(
