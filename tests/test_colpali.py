@@ -457,7 +457,7 @@ def test_it_learns_stops_goes_on_and_is_taken_back(kind: str, tmp_path: Path) ->
     told, course = coloured.lessons(items, wrong=1, times=9), replace(coloured.COURSE, every=5)
     how: dict[str, Any] = {"course": course, "adapters": coloured.WHOLE, "objective": Objective("info_nce")}
 
-    def stop(done: int, total: int, what: str) -> None:
+    def stop(done: int, total: int | None, what: str) -> None:
         if done >= 17:
             raise Cancelled("Enough.", "Go on.")
 

@@ -57,7 +57,7 @@ class Part(_Row):
 
     text: str = ""
     image: str = ""
-    page: int | None = Field(None, ge=1)
+    page: int | None = Field(default=None, ge=1)
     instruction: str = ""
     title: str = ""
     id: str = ""

@@ -17,8 +17,8 @@ code here is ours, over transformers' own classes.
 
 It differs: the limit of a question cuts its words and never the token at the end. The training example of the authors'
 repository leaves the assistant's turn out, the checkpoint's page opens it: we follow the page. Documents are pages and
-pictures; their text is not read, and plain text is not encoded. `fit` is InfoNCE over the pages of a batch and the wrong
-ones that lessons name (the authors: one); its adapters are LoRA, theirs DoRA.
+pictures; their text is not read, and plain text is not encoded. `fit` is InfoNCE over the pages of a batch and the
+wrong ones that lessons name (the authors: one); its adapters are LoRA, theirs DoRA.
 """
 
 from __future__ import annotations
