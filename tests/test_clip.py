@@ -132,7 +132,7 @@ def test_pictures_of_any_kind_have_a_vector(mode: str, clip: CLIP, tmp_path: Pat
 
 
 def test_a_line_and_a_file_that_is_gone_are_named(clip: CLIP, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="`line.png` has 300 × 1 pixels"):
+    with pytest.raises(BadInput, match=r"`line\.png` has 300 × 1 pixels"):
         clip.encode([Query(media=picture(tmp_path, "line.png", (300, 1)))], "query")
     with pytest.raises(UnreadableFile, match=r"gone\.png"):
         clip.encode([Query(media=MediaRef(str(tmp_path / "gone.png"), "image/png"))], "query")
