@@ -6,6 +6,7 @@ Argument: a folder, into which each writes its loss and its gradients.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -61,7 +62,8 @@ def main(rank: int, folder: Path) -> None:
     gradients = {name: one.grad for name, one in learner.module.named_parameters() if one.grad is not None}
     save_file(gradients, folder / f"{rank}.safetensors")
     (folder / f"{rank}.json").write_text(json.dumps(loss.item()), "utf-8")
-    distributed.destroy_process_group()
+    distributed.barrier()
+    os._exit(0)  # destroying the group can wait for a thread that waits for the interpreter
 
 
 if __name__ == "__main__":  # forked: what is imported is imported once

@@ -6,6 +6,7 @@ Argument: a folder, which has the coloured pages; each process writes its loss a
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from datetime import timedelta
@@ -46,7 +47,8 @@ def main(rank: int, folder: Path) -> None:
     save_file({name.removeprefix("module."): one for name, one in found.items()}, folder / f"{rank}.safetensors")
     with torch.no_grad():
         (folder / f"{rank}.json").write_text(json.dumps(network(**batch)["loss"].item()), "utf-8")
-    distributed.destroy_process_group()
+    distributed.barrier()
+    os._exit(0)  # destroying the group can wait for a thread that waits for the interpreter
 
 
 if __name__ == "__main__":  # forked: what is imported is imported once
