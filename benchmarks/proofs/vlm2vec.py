@@ -100,7 +100,7 @@ def measured(
     """Pool → query → whether its passage came first."""
     queries = [asked(own, language, thing) for language in others for thing in held]
     items = [language.item(thing) for language in others for thing in held]
-    keys = [item.id for item in items]
+    keys = [f"{language.number}.{place}" for language in others for place in range(len(held))]  # the same of every seed
     similar = system.encode(queries, "query") @ system.encode(items, "document").T
     task = np.repeat(np.arange(len(others)), len(held))
     inside = np.where(task[:, None] == task[None], similar, -np.inf)
