@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, MissingWeights, Unsupported
 
@@ -22,8 +23,24 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SHARED = 32
 """Tokens that prompts have to begin with in common so that these are read only once."""
-TOKENIZER = "tokenizer.json"
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
+
+
+def config_of(folder: Path, *kinds: str) -> dict[str, Any]:
+    """`config.json` of a model of one of the architectures `kinds` (`model_type`); the file has to be there.
+
+    Raises:
+        BadInput: no JSON object, or of another architecture.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+    except ValueError:
+        raise BadInput(f"`{folder.name}/{CONFIG}` is no JSON.", "Put the model's own file there.") from None
+    found = config.get("model_type") if isinstance(config, dict) else config
+    if found not in kinds:
+        raise BadInput(f"`{folder.name}` holds a model of type `{found}`.", f"Give one of type {' or '.join(kinds)}.")
+    return dict(config)
 
 
 def dtype(precision: str, device: str = "cpu") -> torch.dtype:

@@ -6,7 +6,6 @@ per text: as a tensor (texts, dim), or as the `pooler_output` of a transformers 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +16,14 @@ from torch import Tensor, nn
 from ..errors import BadInput, MissingWeights
 from ..progress import step
 from . import loading
-from .loading import batches, encodable, finite
+from .loading import CONFIG, batches, config_of, encodable, finite
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tokenizers import Tokenizer
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 BATCH_PIECES = 2048
 """Padded word pieces in one forward pass: larger batches leave the processor's cache and are slower."""
 
@@ -146,14 +145,7 @@ def read_config(folder: Path, *kinds: str) -> dict[str, Any]:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise MissingWeights(f"`{folder.name}` has no `{name}`.", "Put the model's files there, as safetensors.")
-    try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
-    except ValueError:
-        raise BadInput(f"`{folder.name}/{CONFIG}` is no JSON.", "Put the model's own file there.") from None
-    found = config.get("model_type") if isinstance(config, dict) else config
-    if found not in kinds:
-        raise BadInput(f"`{folder.name}` holds a model of type `{found}`.", f"Give one of type {' or '.join(kinds)}.")
-    return dict(config)
+    return config_of(folder, *kinds)
 
 
 def read_weights(module: nn.Module, file: Path, renamed: Mapping[str, str], spare: Sequence[str] = ()) -> None:

@@ -6,14 +6,11 @@ Argument: a folder, into which each writes its loss and its gradients.
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
+from in_two import started, together
 from safetensors.torch import save_file
-from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from triptych.retrievers.base import Item, MediaRef, Query, Source
@@ -53,18 +50,15 @@ def batch(system: VLM2Vec, drawn: Sequence[Lesson]) -> dict[str, object]:
 
 def main(rank: int, folder: Path) -> None:
     """What each process does: learn from its own lessons, among all, reading two inputs at once."""
-    store = distributed.FileStore(str(folder / "store"), 2)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    system = VLM2Vec.tiny(0)
-    learner = DistributedDataParallel(contrast(system, 2))
-    loss = learner(**batch(system, lessons(folder)[OWN[rank]]))["loss"]
-    loss.backward()
-    gradients = {name: one.grad for name, one in learner.module.named_parameters() if one.grad is not None}
-    save_file(gradients, folder / f"{rank}.safetensors")
-    (folder / f"{rank}.json").write_text(json.dumps(loss.item()), "utf-8")
-    distributed.barrier()
-    os._exit(0)  # destroying the group can wait for a thread that waits for the interpreter
+    with together(rank, folder):
+        system = VLM2Vec.tiny(0)
+        learner = DistributedDataParallel(contrast(system, 2))
+        loss = learner(**batch(system, lessons(folder)[OWN[rank]]))["loss"]
+        loss.backward()
+        gradients = {name: one.grad for name, one in learner.module.named_parameters() if one.grad is not None}
+        save_file(gradients, folder / f"{rank}.safetensors")
+        (folder / f"{rank}.json").write_text(json.dumps(loss.item()), "utf-8")
 
 
-if __name__ == "__main__":  # forked: what is imported is imported once
-    multiprocessing.start_processes(main, (Path(sys.argv[1]),), 2, start_method="fork")
+if __name__ == "__main__":
+    started(main)

@@ -6,14 +6,12 @@ Argument: the folder of the batch, into which each writes its loss and its gradi
 from __future__ import annotations
 
 import json
-import os
-import sys
-from datetime import timedelta
 from pathlib import Path
 
 import torch
+from in_two import started, together
 from safetensors.torch import load_file, save_file
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from triptych.retrievers.fitting import gathered, in_batch_nll, in_parts, of_all, rows_before
@@ -38,20 +36,17 @@ class Learner(nn.Module):
 
 def main(rank: int, folder: Path) -> None:
     """What each process does: learn from its own rows of the batch, among all."""
-    store = distributed.FileStore(str(folder / "store"), 2)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    batch = load_file(folder / "batch.safetensors")
-    asked, told = OWN[rank]
-    positives = batch["positives"][asked] - told.start  # a process knows of its own passages only
-    learner = DistributedDataParallel(Learner())
-    loss = learner(batch["queries"][asked], batch["passages"][told], positives, batch["right"][asked])
-    loss.backward()
-    gradients = {name: one.grad for name, one in learner.module.named_parameters() if one.grad is not None}
-    save_file(gradients, folder / f"{rank}.safetensors")
-    (folder / f"{rank}.json").write_text(json.dumps(loss.item()), "utf-8")
-    distributed.barrier()
-    os._exit(0)  # destroying the group can wait for a thread that waits for the interpreter
+    with together(rank, folder):
+        batch = load_file(folder / "batch.safetensors")
+        asked, told = OWN[rank]
+        positives = batch["positives"][asked] - told.start  # a process knows of its own passages only
+        learner = DistributedDataParallel(Learner())
+        loss = learner(batch["queries"][asked], batch["passages"][told], positives, batch["right"][asked])
+        loss.backward()
+        gradients = {name: one.grad for name, one in learner.module.named_parameters() if one.grad is not None}
+        save_file(gradients, folder / f"{rank}.safetensors")
+        (folder / f"{rank}.json").write_text(json.dumps(loss.item()), "utf-8")
 
 
-if __name__ == "__main__":  # forked: what is imported is imported once
-    multiprocessing.start_processes(main, (Path(sys.argv[1]),), 2, start_method="fork")
+if __name__ == "__main__":
+    started(main)

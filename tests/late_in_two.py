@@ -6,16 +6,13 @@ Argument: a folder, which has the coloured pages; each process writes its loss a
 from __future__ import annotations
 
 import json
-import os
-import sys
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 from coloured_pages import gradients, lessons, pages
+from in_two import started, together
 from safetensors.torch import save_file
-from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from triptych.retrievers.base import Query
@@ -37,19 +34,16 @@ def learner(chunk: int) -> tuple[ColPali, Late]:
 
 
 def main(rank: int, folder: Path) -> None:
-    store = distributed.FileStore(str(folder / "store"), 2)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=120))
-    torch.set_num_threads(1)
-    encoder, late = learner(2)
-    batch = collated(told(folder)[OWN[rank]], lambda one, side: encoder.read(one))
-    network = DistributedDataParallel(late, find_unused_parameters=True)
-    found = gradients(network, batch)
-    save_file({name.removeprefix("module."): one for name, one in found.items()}, folder / f"{rank}.safetensors")
-    with torch.no_grad():
-        (folder / f"{rank}.json").write_text(json.dumps(network(**batch)["loss"].item()), "utf-8")
-    distributed.barrier()
-    os._exit(0)  # destroying the group can wait for a thread that waits for the interpreter
+    with together(rank, folder, 120):
+        torch.set_num_threads(1)
+        encoder, late = learner(2)
+        batch = collated(told(folder)[OWN[rank]], lambda one, side: encoder.read(one))
+        network = DistributedDataParallel(late, find_unused_parameters=True)
+        found = gradients(network, batch)
+        save_file({name.removeprefix("module."): one for name, one in found.items()}, folder / f"{rank}.safetensors")
+        with torch.no_grad():
+            (folder / f"{rank}.json").write_text(json.dumps(network(**batch)["loss"].item()), "utf-8")
 
 
-if __name__ == "__main__":  # forked: what is imported is imported once
-    multiprocessing.start_processes(main, (Path(sys.argv[1]),), 2, start_method="fork")
+if __name__ == "__main__":
+    started(main)

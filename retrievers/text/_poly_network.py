@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from ...errors import BadInput
-from ..loading import TOKENIZER, dtype
-from ..towers import CONFIG, WEIGHTS, framing, padded, read_config, read_tokenizer, read_weights, seeded
+from ..loading import CONFIG, TOKENIZER, dtype
+from ..towers import WEIGHTS, framing, padded, read_config, read_tokenizer, read_weights, seeded
 from ._poly_shape import Shape
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ...errors import BadInput, MissingExtra, MissingWeights
-from ..loading import dtype, quiet
+from ..loading import CONFIG, config_of, dtype, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+PROCESSOR = "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER, ADAPTED = "adapter_config.json", "adapter_model.safetensors"
 NOWHERE = "no-adapter-is-here"
@@ -35,14 +35,7 @@ def kind_of(folder: Path, *kinds: str) -> dict[str, Any]:
         missing = CONFIG if not (folder / CONFIG).is_file() else WEIGHTS[0]
         hint = _unpickled(folder, "pytorch_model") or "Put the model's files there, as safetensors."
         raise MissingWeights(f"`{folder.name}` has no `{missing}`.", hint)
-    try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
-    except ValueError:
-        raise BadInput(f"`{folder.name}/{CONFIG}` is no JSON.", "Put the model's own file there.") from None
-    found = config.get("model_type") if isinstance(config, dict) else config
-    if found not in kinds:
-        raise BadInput(f"`{folder.name}` holds a model of type `{found}`.", f"Give one of type {' or '.join(kinds)}.")
-    return dict(config)
+    return config_of(folder, *kinds)
 
 
 def loaded(

@@ -20,8 +20,8 @@ import torch
 from ...errors import BadInput
 from ...progress import step
 from ..given import given_folder
-from ..loading import TOKENIZER, batches, encodable, quiet, read_tokenizer
-from ._loading import ADAPTER, CONFIG, adapted, kind_of, loaded, processor
+from ..loading import CONFIG, TOKENIZER, batches, encodable, quiet, read_tokenizer
+from ._loading import ADAPTER, adapted, kind_of, loaded, processor
 from ._vectors import last, unit
 
 if TYPE_CHECKING:

@@ -25,10 +25,10 @@ import torch
 from ...errors import BadInput
 from ..base import Encoder, Item, Modality, Query, Side, Space
 from ..given import given_folder
-from ..loading import TOKENIZER, quiet, read_tokenizer, set_threads
+from ..loading import CONFIG, TOKENIZER, quiet, read_tokenizer, set_threads
 from ._dual import FRAMES, Dual, fits, framing, reads_one, refuse_both, squares
 from ._inputs import READS
-from ._loading import CONFIG, PROCESSOR, kind_of, loaded, processor
+from ._loading import PROCESSOR, kind_of, loaded, processor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -31,9 +31,9 @@ from ...errors import BadInput, Unsupported
 from ...progress import step
 from ..base import Encoder, Item, Modality, Query, Side, Space
 from ..given import given_folder
-from ..loading import batches, encodable, set_threads
+from ..loading import CONFIG, batches, encodable, set_threads
 from ._inputs import pictured
-from ._loading import CONFIG, PROCESSOR
+from ._loading import PROCESSOR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

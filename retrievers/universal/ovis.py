@@ -32,9 +32,9 @@ from ...errors import BadInput, MissingWeights
 from ...progress import step
 from ..base import Encoder, Item, Modality, Query, Side, Space
 from ..given import given_folder
-from ..loading import batches, encodable, quiet, set_threads
+from ..loading import CONFIG, batches, encodable, quiet, set_threads
 from ._inputs import READS, seen
-from ._loading import CONFIG, PROCESSOR, kind_of, loaded, processor
+from ._loading import PROCESSOR, kind_of, loaded, processor
 from ._vectors import last, mean, unit
 
 if TYPE_CHECKING:

@@ -33,11 +33,11 @@ from ...errors import BadInput, MissingWeights
 from ...progress import step
 from ..base import Encoder, Item, Modality, Query, Side, Space
 from ..given import given_folder
-from ..loading import TOKENIZER, batches, dtype, quiet, read_tokenizer, set_threads
+from ..loading import CONFIG, TOKENIZER, batches, dtype, quiet, read_tokenizer, set_threads
 from ..towers import characters, framing, padded, read_weights, seeded
 from ._dual import BATCH_TOKENS, EDGE, fits, squares
 from ._inputs import READS, seen, shows, words
-from ._loading import CONFIG, kind_of, loaded, processor
+from ._loading import kind_of, loaded, processor
 from ._vectors import unit
 
 if TYPE_CHECKING:
