@@ -51,6 +51,7 @@ class TransformersLM(LM):
         self._softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
         self._longest: int = getattr(model.config, "max_position_embeddings", 0) or 2**31
         self._caches = _keeps_keys_and_values(model)
+        self._slides = _slides(model)
 
     @classmethod
     def load(cls, settings: Settings, device: str = "cpu") -> TransformersLM:
@@ -193,20 +194,20 @@ class TransformersLM(LM):
             raise BadInput(f"max_tokens is `{max_tokens}`.", "Ask for at least 1.")
         asked = [self._fitting(self._asked(prompt)) for prompt in prompts]
         answers = [""] * len(prompts)
-        done = 0
-        for rows in batches([len(ids) + max_tokens for ids in asked], BATCH_TOKENS):
-            step(done, len(prompts), "prompts")
-            ids, mask = self._left_padded([asked[row] for row in rows])
+        # Padding stands behind what is shared, where a sliding window would count it.
+        needed = [0 if self._slides else len(ids) - 1 for ids in asked]
+        for rows, shared, before in self._batches(asked, needed, max_tokens):
+            ids, mask = self._padded([asked[row] for row in rows], shared)
             with torch.inference_mode():
                 made = self.model.generate(
                     input_ids=ids,
                     attention_mask=mask,
                     generation_config=self._greedy(max_tokens),
                     stopping_criteria=[self._stopping(ids.shape[1], stop)],
+                    **({cache_name(self.model): _repeated(before, len(rows))} if before else {}),
                 )
             for row, tokens in zip(rows, made[:, ids.shape[1] :].tolist(), strict=True):
                 answers[row] = cut(self.tokenizer.decode(self._until_end(tokens), skip_special_tokens=True), stop)
-            done += len(rows)
         return answers
 
     def _ids(self, text: str, special: bool = True) -> list[int]:
@@ -269,15 +270,24 @@ class TransformersLM(LM):
     ) -> Iterator[tuple[list[int], Any, int]]:
         """Last hidden states in batches of like length: numbers of sequences, states (batch, longest, width), and the
         position that the states begin at, at most what is `needed` of each: a shared beginning is read only once."""
+        for rows, shared, before in self._batches(sequences, needed):
+            yield rows, self._states([sequences[row][shared:] for row in rows], before), shared
+
+    def _batches(
+        self, sequences: Sequence[Sequence[int]], needed: Sequence[int], more: int = 0
+    ) -> Iterator[tuple[list[int], int, Sequence[tuple[Any, Any]]]]:
+        """Batches of like length: numbers of sequences, how many ids all begin with, and the keys and values of these.
+
+        What is shared is at most what is `needed` of each; `more` ids will be added to each.
+        """
         done = 0
         for rows, shared in alike(sequences, needed) if self._caches else [(list(range(len(sequences))), 0)]:
             before = self._beginning(sequences[rows[0]][:shared]) if shared else []
             # What stands before is copied for each row: it takes memory, if little time.
-            costs = [len(sequences[row]) - shared + shared // 4 for row in rows]
+            costs = [len(sequences[row]) - shared + shared // 4 + more for row in rows]
             for batch in batches(costs, BATCH_TOKENS):
                 step(done, len(sequences), "prompts")
-                picked = [rows[n] for n in batch]
-                yield picked, self._states([sequences[row][shared:] for row in picked], before), shared
+                yield [rows[n] for n in batch], shared, before
                 done += len(batch)
 
     def _beginning(self, ids: Sequence[int]) -> list[tuple[Any, Any]]:
@@ -297,7 +307,6 @@ class TransformersLM(LM):
         Padding stands right: under a causal mask nothing sees it.
         """
         import torch
-        from transformers import DynamicCache
 
         longest, n = max(map(len, sequences)), len(sequences)
         ids = torch.zeros((n, longest), dtype=torch.long)
@@ -305,8 +314,7 @@ class TransformersLM(LM):
             ids[row, : len(sequence)] = torch.tensor(sequence)
         given: dict[str, Any] = {"use_cache": False}
         if before:
-            repeated = [tuple(one.expand(n, -1, -1, -1) for one in pair) for pair in before]
-            given = {"use_cache": True, cache_name(self.model): DynamicCache(repeated)}
+            given = {"use_cache": True, cache_name(self.model): _repeated(before, n)}
         with torch.inference_mode():
             return self.model.base_model(input_ids=ids.to(self.model.device), **given).last_hidden_state
 
@@ -331,15 +339,17 @@ class TransformersLM(LM):
         flat = iter(torch.cat(scores).tolist() if scores else [])
         return [[next(flat) for _ in target] for target in targets]
 
-    def _left_padded(self, sequences: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+    def _padded(self, sequences: Sequence[Sequence[int]], shared: int) -> tuple[Any, Any]:
+        """Ids and mask, padded behind the `shared` ids in front: answers begin where all sequences end."""
         import torch
 
         longest = max(map(len, sequences))
         ids = torch.full((len(sequences), longest), self._pad_id(), dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, sequence in enumerate(sequences):
-            ids[row, longest - len(sequence) :] = torch.tensor(sequence)
-            mask[row, longest - len(sequence) :] = 1
+            own = longest - len(sequence) + shared
+            ids[row, :shared], ids[row, own:] = torch.tensor(sequence[:shared]), torch.tensor(sequence[shared:])
+            mask[row, :shared] = mask[row, own:] = 1
         return ids.to(self.model.device), mask.to(self.model.device)
 
     def _pad_id(self) -> int:
@@ -376,6 +386,13 @@ class TransformersLM(LM):
         return holds
 
 
+def _repeated(before: Sequence[tuple[Any, Any]], n: int) -> Any:
+    """A cache of `n` rows that each hold the keys and values `before`."""
+    from transformers import DynamicCache
+
+    return DynamicCache([tuple(one.expand(n, -1, -1, -1) for one in pair) for pair in before])
+
+
 def cache_name(model: Any) -> str:
     """What `model` calls the argument that takes keys and values: transformers 5.24 renamed it."""
     known = inspect.signature(model.base_model.forward).parameters
@@ -386,6 +403,12 @@ def _keeps_keys_and_values(model: Any) -> bool:
     """Whether all that a model remembers of what it has read are keys and values by position."""
     layers = getattr(model.config, "layer_types", None) or ["full_attention"]
     return not getattr(model, "_is_stateful", False) and set(layers) <= {"full_attention", "sliding_attention"}
+
+
+def _slides(model: Any) -> bool:
+    """Whether a layer looks back over a window only."""
+    layers = getattr(model.config, "layer_types", None)
+    return "sliding_attention" in layers if layers else bool(getattr(model.config, "sliding_window", None))
 
 
 def weight_files(path: Path) -> list[Path]:

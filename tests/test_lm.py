@@ -148,6 +148,30 @@ def test_the_real_model_reads_a_shared_beginning_once(small: TransformersLM) -> 
     assert positions_read(small, lambda: small.logprobs(prompts, [" Me"] * 3)) < 110
 
 
+@given(st.lists(st.tuples(st.integers(30, 40), st.text("ab", max_size=4)), max_size=5))
+def test_answers_do_not_depend_on_what_prompts_share(made: list[tuple[int, str]]) -> None:
+    prompts = [["x" * n + rest] for n, rest in made]
+    assert RANDOM.generate(prompts, 5) == [RANDOM.generate([prompt], 5)[0] for prompt in prompts]
+
+
+def test_answers_to_prompts_with_a_shared_beginning_read_it_once(small: TransformersLM) -> None:
+    questions = ("Who wrote Hamlet?", "What is the capital of France?", "Name a fruit.")
+    prompts = [[BEGINNING * 5 + question] for question in questions]
+    together = small.generate(prompts, 8)
+    assert together == [small.generate([prompt], 8)[0] for prompt in prompts]
+    alone = sum(positions_read(small, lambda prompt=prompt: small.generate([prompt], 8)) for prompt in prompts)
+    assert positions_read(small, lambda: small.generate(prompts, 8)) < alone / 1.5
+
+
+def test_a_model_that_looks_back_over_a_window_only_shares_no_beginning_of_answers(tiny: TransformersLM) -> None:
+    model = TransformersLM.tiny(0).model
+    model.config.sliding_window = 16
+    prompts = [[BEGINNING + "a"], [BEGINNING + "b"]]
+    other = TransformersLM(model, tiny.tokenizer)
+    assert positions_read(other, lambda: other.generate(prompts, 1)) == 2 * (len(BEGINNING) + 1)
+    assert positions_read(tiny, lambda: tiny.generate(prompts, 1)) == len(BEGINNING) + 2
+
+
 def test_a_model_that_remembers_otherwise_shares_nothing(tiny: TransformersLM) -> None:
     model = TransformersLM.tiny(0).model
     model.config.layer_types = ["full_attention", "linear_attention"]
