@@ -148,6 +148,7 @@ ELSEWHERE = (
     "bench_embedding",
     "bench_rerank_speed",
     "bench_text_systems",
+    "bench_universal",
     "bench_fuzz_mcp",
     "bench_soak_mcp",
 )
@@ -212,6 +213,12 @@ VIEWS = {
             "Text systems together",
             ("nDCG@10", "recall@100", "cpu_ms_p50", "bytes_per_passage", "index_cpu_s", "train_cpu_minutes"),
             tested="nDCG@10",
+        ),
+    ),
+    "bench_universal": (
+        View(
+            "Encoders of the universal family, random weights",
+            ("items_per_s", "ratio", "bytes_per_item", "peak_mb_per_item", "cosine_min"),
         ),
     ),
     "retrieval": (View("Search", RANKED, tested="nDCG@10"),),

@@ -78,7 +78,7 @@ def test_padding_goes_to_the_attention_of_torch(monkeypatch: pytest.MonkeyPatch)
         return causal_blocks(*given)
 
     monkeypatch.setattr(attention, "causal_blocks", counted)
-    ids, seen = own._left_padded([[5, 6, 7], [8] * 40])
+    ids, seen = own._padded([[5, 6, 7], [8] * 40], 0)
     for named in ({"attention_mask": seen}, {"position_ids": torch.arange(40).remainder(20)[None]}):
         found, wanted = (lm.model(input_ids=ids, use_cache=False, **named).logits[:, -1] for lm in (own, stock))
         assert torch.equal(found, wanted)

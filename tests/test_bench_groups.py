@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from triptych.manifests.registry import cards
 from triptych.manifests.weights import hash_of
 from triptych.refiners.tokens import count
 from triptych.tools.evaluation import datasets
@@ -384,3 +385,52 @@ def test_embedding_takes_long_and_short_texts_of_one_collection(load: Any) -> No
     assert len(short) == group.QUICK["texts"]["short"]
     assert all(0 < len(text) <= worker.SHORT for text in short)
     assert all(text.startswith(brief) for text, brief in zip(long, short, strict=False))
+
+
+# --- universal -------------------------------------------------------------------------------------------------------
+
+
+def test_universal_compares_with_the_rival_where_there_is_one(load: Any, tmp_path: Path) -> None:
+    group = load("groups.universal")
+    both = {
+        "device": "NVIDIA H200",
+        "threads": 2,
+        "load_average": 0.5,
+        "gflop_per_item": 9.89,
+        "stored": {side: {"vectors_per_item": 1.0, "bytes_per_item": 2048.0} for side in ("triptych", group.RIVAL)},
+        "cosine_min": {"triptych": 1.0, group.RIVAL: 0.999},
+        "peak_mb": {"triptych": 2.0, group.RIVAL: 3.0},
+        "per_s": {
+            "triptych": {str(size): [10.0, 30.0, 20.0] for size in group.BATCHES},
+            group.RIVAL: {str(size): [5.0, 10.0, 10.0] for size in group.BATCHES},
+        },
+    }
+    outcomes = {cell.key: outcome(load, data=both) for cell in group.cells(plan(load))}
+    outcomes["vista_tiny_float32"] = outcome(load, "timeout", {"device": "cpu"})
+    found = read_back(group.result(plan(load), outcomes, "make bench"), tmp_path)
+    metrics = found.arm("clip", encoder="clip", size="published", precision="bfloat16", batch=8).metrics
+    assert (metrics["items_per_s"], metrics["ratio"], metrics["peak_mb_per_item"]) == (20.0, 2.0, 2.0)
+    assert metrics["share_of_peak"] == pytest.approx(20 * 9.89 / 989e3)
+    rival = f"{group.RIVAL} {version(group.RIVAL)}"
+    assert found.arm(rival, encoder="colpali", size="tiny", precision="float32", batch=1).metrics["ratio"] == 1.0
+    late = found.arm("vista", encoder="vista", size="tiny", precision="float32", batch=1)
+    assert (late.status, late.metrics) == ("timeout", {})
+
+
+def test_universal_measures_every_encoder_of_the_family(load: Any) -> None:
+    group = load("groups.universal")
+    family = {one.id for one in cards().values() if one.family == "universal"}
+    assert {one.system for one in group.ASKED} == family - {"cream", "endpoint_encoder"}
+
+
+@pytest.mark.parametrize("system", ["clip", "colpali"])
+def test_universal_encodes_as_the_rival_does(load: Any, tmp_path: Path, system: str) -> None:
+    worker = load("universal_encode")
+    items = worker.drawn(tmp_path, 3, 48, 0)
+    job = {"system": system, "size": "tiny", "precision": "float32", "rival": True, "seed": 0}
+    sides = worker.engines(job, tmp_path / "weights", "cpu")
+    ours, theirs = (sides[name](items) for name in (worker.OURS, worker.RIVAL))
+    assert worker.least_cosine(theirs, ours) > 0.9999
+    assert worker.stored(ours) == worker.stored(theirs)
+    assert worker.peak_mb(sides[worker.OURS], items, "cpu") > 0
+    assert worker.gflop(sides[worker.OURS], items[:1]) > 0

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import _dense
 import _proof
+import _unime
 import _words
 import numpy as np
 
@@ -38,7 +39,7 @@ from triptych.retrievers.universal._contrastive_training import Adapters, Lesson
 from triptych.retrievers.universal._mllm import Backbone
 from triptych.retrievers.universal._mllm_tiny import GRID
 from triptych.retrievers.universal._unime_training import taught
-from triptych.retrievers.universal.unime import BEYOND, HARD, UniME
+from triptych.retrievers.universal.unime import UniME
 from triptych.tools.evaluation import datasets, ranking
 from triptych.tools.evaluation.compare import against
 from triptych.tools.evaluation.environment import environment
@@ -57,16 +58,7 @@ LORA = Adapters(rank=16, dropout=0.1, chunk=8)
 FULL = {"sentences": 20_000, "queries": 300, "passages": 5000}
 GROUPS, IN_GROUP, DUPLICATES, HELD = 75, 4, 30, 100
 BATCH, EPOCHS, RATE = 24, 12, 2e-3
-NEVER = 2.0
-"""The largest difference of cosines: nothing is beyond it."""
-WAYS: Mapping[str, tuple[float, int]] = {
-    "info_nce": (NEVER, BATCH),
-    "hard_negatives": (NEVER, HARD),
-    "hard_negatives_filtered": (BEYOND, HARD),
-}
-"""beyond and hard of `fit_pairs`."""
-SELDOM = 10**6
-"""Steps between checkpoints: none before the end."""
+WAYS = _unime.ways(BATCH)
 NDCG, METRICS = "nDCG@10", ("recall@1", "clean_first")
 
 
@@ -149,13 +141,13 @@ def distilled(given: argparse.Namespace, settings: Settings, scratch: Path) -> l
 
     found = arms("teacher", teacher, time.perf_counter()) + arms("before", start, time.perf_counter())
     for seed in _dense.SEEDS[: given.seeds]:
-        course = Course(1, int(STAGE_1["batch"]), STAGE_1["rate"], every=SELDOM, seed=seed)
+        course = Course(1, int(STAGE_1["batch"]), STAGE_1["rate"], every=_unime.SELDOM, seed=seed)
         for system in ("dropout_pairs", "stage_1"):
             begun, out = time.perf_counter(), scratch / f"{system}{seed}"
             if system == "stage_1":
                 made = start.fit(texts, lesson, out, course=course, adapters=LORA)
             else:
-                made = start.fit_pairs(pairs, out, course=course, adapters=LORA, beyond=NEVER, hard=course.batch)
+                made = start.fit_pairs(pairs, out, course=course, adapters=LORA, beyond=_unime.NEVER, hard=course.batch)
             found += arms(system, made, begun, seed=seed)
     return found
 
@@ -198,18 +190,10 @@ def stage_2(seed: int, scratch: Path) -> list[Arm]:
     """The three losses."""
     world = Planted(seed)
     arms = []
-    for way, (beyond, hard) in WAYS.items():
+    for way, loss in WAYS.items():
         begun = time.perf_counter()
-        course = Course(EPOCHS, BATCH, RATE, every=SELDOM, seed=seed)
-        made = UniME.tiny(seed).fit_pairs(
-            world.lessons,
-            scratch / f"{way}{seed}",
-            course=course,
-            adapters=Adapters(rank=0),
-            beyond=beyond,
-            hard=hard,
-            run=IN_GROUP,
-        )
+        course = Course(EPOCHS, BATCH, RATE, every=_unime.SELDOM, seed=seed)
+        made = _unime.taught(UniME.tiny(seed), world.lessons, scratch / f"{way}{seed}", loss, course, IN_GROUP)
         # Named by place: seeds hold different things, and a test pairs what has the same name.
         recall = {f"thing {place}": first_of_twins(made, world, thing) for place, thing in enumerate(world.held)}
         clean, filtered, others = judged(made, world)
@@ -242,7 +226,7 @@ def judged(system: UniME, world: Planted) -> tuple[list[float], list[bool], floa
     queries = system.encode([one.query for one in world.lessons], "query")
     items = [one.right for one in world.lessons]
     similar = queries @ system.encode(items, "document").T
-    beyond = similar > similar.diagonal()[:, None] + BEYOND
+    beyond = _unime.outranking(similar, similar.diagonal())
     rows = [world.lessons.index(one) for one in world.damaged]
     places = [next(n for n, item in enumerate(items) if item.id == one.id) for one in world.clean]
     clean = [float(similar[row, place] > similar[row, row]) for row, place in zip(rows, places, strict=True)]
@@ -275,9 +259,7 @@ def compared(means: Mapping[tuple[str, str], Arm], given: argparse.Namespace) ->
     for path in given.data or []:
         for other in ("before", "dropout_pairs"):
             found += against([means["stage_1", path.name]], means[other, path.name], [NDCG])
-    for other in ("info_nce", "hard_negatives"):
-        found += against([means["hard_negatives_filtered", "planted"]], means[other, "planted"], METRICS)
-    return found
+    return found + _unime.compared({way: means[way, "planted"] for way in WAYS}, METRICS)
 
 
 def main() -> None:
