@@ -8,11 +8,12 @@ decompressed vectors. Passages are told by their number, from 0, in the order th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 from zipfile import BadZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAMES = ("centroids", "cuts", "middles", "cells", "residuals", "lengths")
+REBUILD = "Build the index again: `triptych rebuild` with the same --library."
 
 
 class Depth(NamedTuple):
@@ -91,11 +93,15 @@ class Plaid:
     def with_more(self, vectors: Sequence[np.ndarray]) -> Plaid:
         """This index with further passages behind, compressed with the centroids and buckets that are there."""
         together, lengths = _together(vectors)
-        more = self.codec.encode(together)
+        return self.joined([Plaid(self.codec, self.codec.encode(together), lengths)])
+
+    def joined(self, more: Sequence[Plaid]) -> Plaid:
+        """This index with the passages of others of the same codec behind, in their order."""
+        parts = [self, *more]
         codes = Codes(
-            np.concatenate([self.codes.cells, more.cells]), np.concatenate([self.codes.residuals, more.residuals])
+            np.concatenate([one.codes.cells for one in parts]), np.concatenate([one.codes.residuals for one in parts])
         )
-        return replace(self, codes=codes, lengths=np.concatenate([self.lengths, lengths]))
+        return replace(self, codes=codes, lengths=np.concatenate([one.lengths for one in parts]))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -107,7 +113,9 @@ class Plaid:
         return int(sum(one.nbytes for one in (codec.centroids, codec.cuts, codec.middles, self.lengths, self.codes)))
 
     def search(self, query: np.ndarray, k: int, depth: Depth | None = None, among: np.ndarray | None = None) -> Found:
-        """The best `k` passages.
+        """The best `k` passages, or all that count where these are fewer.
+
+        Where no more count than the last stage may look at, it looks at all of them: a narrow filter is exact.
 
         Args:
             query: float32 (q, dim), of unit length.
@@ -122,13 +130,15 @@ class Plaid:
         if query.ndim != 2 or not len(query) or query.shape[1] != self.codec.dim:
             raise BadInput(f"The query's vectors have the shape `{query.shape}`.", f"Give (n, {self.codec.dim}).")
         depth = depth or Depth.of(k)
-        similar = query @ self.codec.centroids.T  # (q, centroids)
-        first = self._candidates(similar, depth.cells)
-        if among is not None:
-            first = first[among[first]]
-        counts = similar.max(axis=0) >= depth.threshold
-        second = _best(first, self._by_centroids(similar, first, counts), depth.passages)
-        third = _best(second, self._by_centroids(similar, second), max(depth.passages // 4, k))
+        last = max(depth.passages // 4, k)
+        if among is not None and np.count_nonzero(among) <= last:
+            first = second = third = np.flatnonzero(among)
+        else:
+            similar = query @ self.codec.centroids.T  # (q, centroids)
+            first = self._candidates(similar, depth.cells, k, among)
+            counts = similar.max(axis=0) >= depth.threshold
+            second = _best(first, self._by_centroids(similar, first, counts), max(depth.passages, k))
+            third = _best(second, self._by_centroids(similar, second), last)
         scores = self.exact(query, third)
         order = np.lexsort((third, -scores))[:k]
         return Found(third[order], scores[order], (len(self), len(first), len(second), len(third)))
@@ -141,18 +151,37 @@ class Plaid:
 
     def without(self, kept: np.ndarray) -> Plaid:
         """This index with only the passages of a bool (passages,), which are then counted anew."""
-        rows, _ = self._rows(np.flatnonzero(kept))
+        return self.taking(np.flatnonzero(kept))
+
+    def taking(self, passages: np.ndarray) -> Plaid:
+        """This index with these passages (numbers, each once) alone, in this order."""
+        rows, _ = self._rows(passages)
         codes = Codes(self.codes.cells[rows], self.codes.residuals[rows])
-        return replace(self, codes=codes, lengths=self.lengths[kept])
+        return replace(self, codes=codes, lengths=self.lengths[passages])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that `of` needs, by `NAMES`."""
+        codec, codes = self.codec, self.codes
+        arrays = (codec.centroids, codec.cuts, codec.middles, codes.cells, codes.residuals, self.lengths)
+        return dict(zip(NAMES, arrays, strict=True))
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> Plaid:
+        """What `arrays` gave.
+
+        Raises:
+            KeyError: one is not there.
+            ValueError: they do not fit together.
+        """
+        centroids, cuts, middles, cells, residuals, lengths = (arrays[name] for name in NAMES)
+        whole = centroids.ndim == residuals.ndim == 2 and len(middles) == len(cuts) + 1 and len(cells) == len(residuals)
+        if not whole or lengths.sum() != len(cells) or cells.max(initial=0) >= len(centroids):
+            raise ValueError("its parts do not fit together")
+        return cls(Codec(centroids, cuts, middles), Codes(cells, residuals), lengths)
 
     def save(self, path: Path) -> None:
         """Into one `.npz` file."""
-        codec, codes = self.codec, self.codes
-        arrays = (codec.centroids, codec.cuts, codec.middles, codes.cells, codes.residuals, self.lengths)
-        scratch = path.with_name(f"{path.name}.part")
-        with scratch.open("wb") as file:
-            np.savez(file, allow_pickle=False, **dict(zip(NAMES, arrays, strict=True)))
-        scratch.replace(path)
+        write_arrays(path, self.arrays())
 
     @classmethod
     def open(cls, path: Path) -> Plaid:
@@ -161,21 +190,25 @@ class Plaid:
         Raises:
             StoreError: the file is not there, or not what `save` writes.
         """
+        arrays = read_arrays(path)
         try:
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                centroids, cuts, middles, cells, residuals, lengths = (file[name] for name in NAMES)
-        except (OSError, KeyError, ValueError, BadZipFile) as error:
-            raise StoreError(f"`{path.name}` cannot be read: {error}.", "Build the index again.") from None
-        if len(cells) != len(residuals) or lengths.sum() != len(cells) or cells.max(initial=0) >= len(centroids):
-            raise StoreError(f"The parts of `{path.name}` do not fit together.", "Build the index again.")
-        return cls(Codec(centroids, cuts, middles), Codes(cells, residuals), lengths)
+            return cls.of(arrays)
+        except (KeyError, ValueError) as error:
+            raise unreadable(path, error) from None
 
-    def _candidates(self, similar: np.ndarray, cells: int) -> np.ndarray:
-        """Stage 1: the passages in the `cells` nearest cells of each query vector, ascending."""
-        cells = min(cells, similar.shape[1])
-        near = np.unique(np.argpartition(-similar, cells - 1, axis=1)[:, :cells])
-        lists = [self._lists[1][self._lists[0][cell] : self._lists[0][cell + 1]] for cell in near]
-        return np.unique(np.concatenate(lists))
+    def _candidates(self, similar: np.ndarray, cells: int, k: int, among: np.ndarray | None) -> np.ndarray:
+        """Stage 1: the passages in the `cells` nearest cells of each query vector, ascending; where fewer than `k` of
+        them count, in four times as many cells, and so on."""
+        while True:
+            cells = min(cells, similar.shape[1])
+            near = np.unique(np.argpartition(-similar, cells - 1, axis=1)[:, :cells])
+            lists = [self._lists[1][self._lists[0][cell] : self._lists[0][cell + 1]] for cell in near]
+            found = np.unique(np.concatenate(lists))
+            if among is not None:
+                found = found[among[found]]
+            if len(found) >= k or cells == similar.shape[1]:
+                return found
+            cells *= 4
 
     def _by_centroids(self, similar: np.ndarray, passages: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
         """Stages 2 and 3: MaxSim with centroids; a passage without any that counts comes last."""
@@ -222,6 +255,32 @@ def max_sims(products: np.ndarray, starts: np.ndarray) -> np.ndarray:
         return np.zeros(0, np.float32)
     best: np.ndarray = np.maximum.reduceat(products, starts, axis=0).sum(axis=1, dtype=np.float32)
     return best
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Into one `.npz` file, whole or not at all."""
+    scratch = path.with_name(f"{path.name}.part")
+    with scratch.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    scratch.replace(path)
+
+
+def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz` file, or those of these names.
+
+    Raises:
+        StoreError: the file is not there, damaged, or lacks one.
+    """
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return {name: file[name] for name in names or file.files}
+    except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, BadZipFile, ZlibError) as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: Exception) -> StoreError:
+    """What a damaged file is told as."""
+    return StoreError(f"`{path.name}` cannot be read: {error}.", REBUILD)
 
 
 def _best(passages: np.ndarray, scores: np.ndarray, size: int) -> np.ndarray:

@@ -33,6 +33,7 @@ from ..base import Hit, Item, Query, Retriever, Space, StoreStats, Where
 from ..fusion import Ranked, best_first
 from ..loading import batches
 from ..searchable import searchable_text
+from ..stores.filters import expression
 from ..stores.milvus import MilvusStore, batched
 from ..stores.rows import checked
 from ..stores.table import MAX_K
@@ -190,7 +191,7 @@ class PolyEncoder(Retriever):
 
     def delete(self, where: Where) -> int:
         # Vectors first: an item without one is not found any more, a vector without its item would take a place.
-        ids = self.store.ids(where)
+        ids = self.store.ids(where) if expression(where) else ()  # an empty one the store refuses
         if ids:
             self.vectors.delete(Where(ids=tuple(ids)))
         return self.store.delete(where)
