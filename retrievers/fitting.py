@@ -118,7 +118,8 @@ def trained(
         network: gives `{"loss": …}` for what `collate` makes of a list of examples.
         data, held: map-style data sets. With held examples the network ends as it was when their loss was lowest.
         label: one of the names in a batch; without any the trainer asks for no loss of what is held back.
-        groups: for AdamW, each with its learning rate (`lr`); default: all parameters, norms and biases without decay.
+        groups: for AdamW, each with its learning rate (`lr`); default: all parameters; norms,
+            biases and single numbers, such as a scale, do not decay.
         watching: further callbacks.
         on_cpu: default: where there is no GPU.
 
@@ -132,7 +133,7 @@ def trained(
     optimizer = torch.optim.AdamW(list(groups), weight_decay=course.decay) if groups else None  # type: ignore[arg-type]
     on_cpu = not torch.cuda.is_available() if on_cpu is None else on_cpu
     with quiet():
-        trainer = _Finite(
+        trainer = _Careful(
             model=network,
             args=_arguments(out_dir / CHECKPOINTS, course, len(data), label, is_held=bool(held), on_cpu=on_cpu),
             data_collator=lambda examples: collate(examples),  # of an object with a tokenizer it would save that
@@ -173,8 +174,12 @@ class Following(TrainerCallback):  # type: ignore[misc]
                 file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
 
 
-class _Finite(Trainer):  # type: ignore[misc]
-    """Ends where the loss is not finite, before any weight becomes so."""
+class _Careful(Trainer):  # type: ignore[misc]
+    """Ends where the loss is not finite, before any weight becomes so, and lets no single number decay."""
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        single = {name for name, weight in model.named_parameters() if not weight.dim()}
+        return [name for name in super().get_decay_parameter_names(model) if name not in single]
 
     def compute_loss(self, *given: Any, **named: Any) -> Any:
         made = super().compute_loss(*given, **named)

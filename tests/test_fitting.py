@@ -135,6 +135,24 @@ def test_it_stops_when_it_gets_no_better_unless_it_has_patience_without_end(tmp_
     assert steps == [5, 3]
 
 
+class Scaled(nn.Module):
+    """A weight and a scale, of which the loss knows nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": 0 * (self.weight.sum() + self.scale + wanted.sum())}
+
+
+def test_weights_decay_and_single_numbers_do_not(tmp_path: Path) -> None:
+    network = Scaled()
+    trained(network, Course(2, 2, 0.1, decay=0.5), tmp_path, collate, [3.0] * 4, label="wanted")
+    assert float(network.scale.detach()) == 1.0
+    assert float(network.weight.detach().max()) < 0.95
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_ends_it(value: float, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=f"The loss is `{value}`"):

@@ -22,8 +22,8 @@ from triptych.tools.evaluation.result import Arm, Result
 
 PROOFS = Path(__file__).resolve().parent.parent / "benchmarks" / "proofs"
 SCRIPTS = sorted(path.stem for path in PROOFS.glob("[!_]*.py"))
-FURTHER = {"unime_pictures"}
-"""A second experiment of a card's system."""
+FURTHER = {"unime_pictures", "uniir_blip_ff"}
+"""Second experiments of cards' systems."""
 
 
 @pytest.fixture

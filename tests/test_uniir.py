@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from triptych import Settings
 from triptych.errors import BadInput, MissingWeights, Unsupported
 from triptych.manifests.registry import card
 from triptych.retrievers.base import Item, MediaRef, Query, Source
-from triptych.retrievers.universal._contrastive_training import key_of
 from triptych.retrievers.universal._uniir_fusion import CrossFusion, FeatureFusion
-from triptych.retrievers.universal._uniir_training import Contrast, Fitting, Lesson, contrast
+from triptych.retrievers.universal._uniir_momentum import MomentumFitting
+from triptych.retrievers.universal._uniir_training import Contrast, Fitting, contrast
 from triptych.retrievers.universal.uniir import VARIANTS, UniIR, said, sentence
 from triptych.tools.stages import Stages
+
+sys.path.append(str(Path(__file__).parent))
+from uniir_in_two import batch, lessons, shapes
 
 
 def picture(folder: Path, name: str = "a.png", size: tuple[int, int] = (40, 30), noise: float = 60) -> MediaRef:
@@ -381,45 +385,37 @@ def test_a_model_that_gives_nan_is_an_error() -> None:
 # --- learning --------------------------------------------------------------------------------------------------------
 
 
-def shapes(folder: Path) -> list[Item]:
-    """A picture of a colour and a text of its name, for each of four: the same query has two right answers."""
-    found = []
-    for name in ("red", "green", "blue", "white"):
-        Image.new("RGB", (32, 32), name).save(folder / f"{name}.png")
-        media = MediaRef(str(folder / f"{name}.png"), "image/png")
-        found.append(Item(f"picture {name}", "", Source(f"{name}.png"), "image", media))
-        found.append(Item(f"text {name}", f"It is {name}.", Source(f"{name}.md"), meta={"title": name}))
-    return found
-
-
-def lessons(items: list[Item]) -> list[Lesson]:
-    return [Lesson(Query(one.id.split()[1], instruction=f"Find a {one.id.split()[0]} of"), one) for one in items]
-
-
 def test_the_loss_is_that_of_a_loop_without_twins() -> None:
     made = torch.nn.functional.normalize(torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0)), dim=-1)
     keys = torch.tensor([7, 8, 7, 9, 10])
-    for log_scale in (1.0, 9.0):
-        scale, wanted = min(100.0, float(np.exp(log_scale))), 0.0
+    for scale in (3.0, 100.0):
+        wanted = 0.0
         for row in range(5):
             kept = [other for other in range(5) if other == row or keys[other] != keys[row]]
             scores = torch.stack([made[0, row] @ made[1, other] * scale for other in kept])
             wanted += float(torch.logsumexp(scores, 0) - made[0, row] @ made[1, row] * scale) / 5
-        assert float(contrast(made[0], made[1], keys, torch.tensor(log_scale))) == pytest.approx(wanted, abs=1e-4)
+        assert float(contrast(made[0] * scale, made[1], keys)) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_the_scale_is_held_at_most_at_100(tmp_path: Path) -> None:
+    encoder, found = made("CLIP_SF"), []
+    given = batch(encoder, lessons(shapes(tmp_path))[:4])
+    for scale in (20.0, 100.0, 1000.0):
+        with torch.no_grad():
+            encoder.network.clip.logit_scale.fill_(np.log(scale))
+            found.append(Contrast(encoder.network)(**given)["loss"].item())
+    assert found[1] == pytest.approx(found[2], rel=1e-4)
+    assert found[0] != pytest.approx(found[1], rel=1e-2)
 
 
 @pytest.mark.parametrize("variant", ["CLIP_SF", "CLIP_FF"])
 def test_read_in_parts_the_gradients_are_those_of_the_whole_batch(variant: str, tmp_path: Path) -> None:
-    encoder, told = made(variant), lessons(shapes(tmp_path))[:4]
-    batch = encoder._batch([*(one.query for one in told), *(one.right for one in told)])
-    pixels = torch.zeros(8, 3, 32, 32)
-    pixels[batch.shown] = batch.pixels
-    keys, found = torch.tensor([key_of(one.right) for one in told]), []
+    encoder, found = made(variant), []
+    given = batch(encoder, lessons(shapes(tmp_path))[:4])
     for chunk in (0, 3):
         network = Contrast(encoder.network, chunk)
         network.zero_grad()
-        loss = network(batch.ids, batch.mask, batch.worded, pixels, batch.shown, keys)["loss"]
-        loss.backward()
+        network(**given)["loss"].backward()
         found.append({name: one.grad.clone() for name, one in network.named_parameters() if one.grad is not None})
     assert found[0].keys() == found[1].keys()
     assert "network.clip.logit_scale" in found[0]
@@ -465,8 +461,13 @@ def test_clip_ff_learns_is_taken_back_and_goes_on(ff: UniIR, tmp_path: Path) -> 
 
 def test_what_cannot_be_learned_is_refused(blip: UniIR, sf: UniIR, tmp_path: Path) -> None:
     told = lessons(shapes(tmp_path))
-    with pytest.raises(Unsupported, match="BLIP_FF learns with momentum"):
-        blip.fit(told, tmp_path / "fit")
+    with pytest.raises(BadInput, match="are a `Fitting`"):
+        blip.fit(told, tmp_path / "fit", fitting=Fitting())
+    with pytest.raises(BadInput, match="are a `MomentumFitting`"):
+        sf.fit(told, tmp_path / "fit", fitting=MomentumFitting())
     with pytest.raises(BadInput, match="`1` lessons in a batch"):
         sf.fit(told[:1], tmp_path / "fit")
     assert not (tmp_path / "fit").exists()
+    blip.save(tmp_path / "fit")
+    with pytest.raises(BadInput, match="`fit` holds another model"):
+        blip.fit(told, tmp_path / "fit")

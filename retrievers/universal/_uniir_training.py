@@ -2,7 +2,7 @@
 each query's candidate against all others of the batch, across processes, under a learned scale.
 
 It differs in that a candidate that stands in a batch twice is no negative of itself, and in that the scale is held at
-most at 100, as CLIP's is. Hard negatives are not read.
+most at 100, as CLIP's is. Hard negatives are not read. BLIP_FF learns otherwise, see `_uniir_momentum`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...errors import BadInput
-from ..fitting import Course, claim, gathered, in_parts, of_all, trained
+from ..fitting import CLAIM, Course, claim, gathered, in_parts, of_all, trained
 from ._contrastive_training import Learner, key_of
 from ._uniir_fusion import Batch
+from ._uniir_parts import TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from torch import nn
 
     from ..base import Item, Query
 
@@ -40,7 +43,8 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Fitting:
-    """Settings of a fit; rate, epochs and batch (of one GPU) are those of the published CLIP_SF.
+    """Settings of a fit; rate, epochs and batch (of one GPU) are those of the published CLIP_SF. For BLIP_FF:
+    `_uniir_momentum.MomentumFitting`.
 
     Attributes:
         warmup: share of the steps in which the rate rises; then it falls to 0 linearly (the authors: a cosine).
@@ -71,31 +75,38 @@ class Contrast(Learner):
     def forward(
         self, ids: Tensor, mask: Tensor, worded: Tensor, pixels: Tensor, shown: Tensor, keys: Tensor
     ) -> dict[str, Tensor]:
-        made = functional.normalize(in_parts(self._read, self.chunk, ids, mask, worded, pixels, shown).float(), dim=-1)
-        queries, candidates = made.chunk(2)
-        loss = contrast(gathered(queries), gathered(candidates), gathered(keys), self.network.clip.logit_scale)
+        queries, candidates = units(self.network, self.chunk, ids, mask, worded, pixels, shown).chunk(2)
+        # Before they are gathered: of all processes, each learns the scale from its own rows.
+        scaled = queries * self.network.clip.logit_scale.float().clamp(max=LARGEST_SCALE).exp()
+        loss = contrast(gathered(scaled), gathered(candidates), gathered(keys))
         return {"loss": of_all(loss)}
 
-    def _read(self, ids: Tensor, mask: Tensor, worded: Tensor, pixels: Tensor, shown: Tensor) -> Tensor:
-        found: Tensor = self.network(Batch(ids, mask, worded, pixels[shown], shown))
+
+def units(network: Any, chunk: int, ids: Tensor, mask: Tensor, worded: Tensor, pixels: Tensor, shown: Tensor) -> Tensor:
+    """Float32 (inputs, dim) of unit length, of what `fit` collates; `chunk` inputs are read at once."""
+
+    def read(ids: Tensor, mask: Tensor, worded: Tensor, pixels: Tensor, shown: Tensor) -> Tensor:
+        found: Tensor = network(Batch(ids, mask, worded, pixels[shown], shown))
         return found
 
+    return functional.normalize(in_parts(read, chunk, ids, mask, worded, pixels, shown).float(), dim=-1)
 
-def contrast(queries: Tensor, candidates: Tensor, keys: Tensor, log_scale: Tensor) -> Tensor:
+
+def contrast(queries: Tensor, candidates: Tensor, keys: Tensor) -> Tensor:
     """Mean cross-entropy of each query's candidate among those of the batch, queries to candidates only.
 
     Args:
-        queries, candidates: (n, dim) of unit length.
+        queries: (n, dim); their inner products with candidates are logits.
+        candidates: (n, dim).
         keys: int64 (n,), equal for the same candidate: it is no negative of itself.
-        log_scale: of the cosines; at most `LARGEST_SCALE` counts.
     """
-    scores = queries @ candidates.T * log_scale.float().clamp(max=LARGEST_SCALE).exp()
+    scores = queries @ candidates.T
     twin = keys[:, None].eq(keys[None]) & ~torch.eye(len(keys), dtype=torch.bool, device=keys.device)
     return functional.cross_entropy(scores.masked_fill(twin, -torch.inf), torch.arange(len(keys), device=keys.device))
 
 
 def fit(
-    network: Any,
+    learner: nn.Module,
     lessons: Sequence[Lesson],
     out_dir: Path,
     batch_of: Callable[[Sequence[Query | Item]], Batch],
@@ -103,9 +114,11 @@ def fit(
     held: Sequence[Lesson] = (),
     fitting: Fitting,
 ) -> None:
-    """Train `network`; with held lessons it ends as it was after its best epoch.
+    """Train `learner`; with held lessons it ends as it was after its best epoch.
 
     Args:
+        learner: gives `{"loss": …}` for what is collated: the parts of a `Batch`, with a place for every picture, and
+            `keys`, equal for the same candidate.
         batch_of: queries and items as the network reads them.
 
     Raises:
@@ -116,6 +129,8 @@ def fit(
     if len(lessons) < 2 or fitting.batch < 2:
         told = f"`{min(len(lessons), fitting.batch)}` lessons in a batch leave nothing to tell apart."
         raise BadInput(told, "Give two or more.")
+    if (out_dir / TEXT).is_dir() and not (out_dir / CLAIM).is_file():
+        raise BadInput(f"`{out_dir.name}` holds another model.", "Name an empty folder.")
     claim(out_dir, [asdict(one) for one in (*lessons, *held)], fitting=fitting)
 
     def collate(drawn: Sequence[Lesson]) -> dict[str, Tensor]:
@@ -135,4 +150,4 @@ def fit(
         seed=fitting.seed,
         bf16=fitting.bf16,
     )
-    trained(Contrast(network, fitting.chunk), course, out_dir, collate, list(lessons), list(held), label="keys")
+    trained(learner, course, out_dir, collate, list(lessons), list(held), label="keys")

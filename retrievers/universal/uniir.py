@@ -19,8 +19,9 @@ own objects, too; they are not opened here. Whoever has their `model` as safeten
 BLIP's processor of 224 pixels: the names, OpenAI's and BLIP's own, are read as the authors' code has them; no such file
 was at hand.
 
-`fit` is the in-batch loss of the CLIP variants, see `_uniir_training`; BLIP_FF does not train here. The code is ours. A
-scene of a video is its one key frame; a page is its picture alone.
+`fit` is the in-batch loss for the CLIP variants, see `_uniir_training`, and that with a slow copy of the network and a
+queue for BLIP_FF, see `_uniir_momentum`. The code is ours. A scene of a video is its one key frame; a page is its
+picture alone.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ...errors import Unsupported
+from ...errors import BadInput
 from ...progress import step
 from ..base import Encoder, Item, Modality, Query, Side, Space
 from ..given import given_folder
@@ -202,17 +203,25 @@ class UniIR(Encoder):
 
         Args:
             held: other lessons, whose loss tells the best epoch.
+            fitting: `_uniir_momentum.MomentumFitting` for BLIP_FF; default: the published settings.
 
         Raises:
-            Unsupported: BLIP_FF, whose loss with momentum encoders and a queue is not here.
-            BadInput, UnreadableFile, Cancelled, TimedOut: see `_uniir_training.fit`.
+            BadInput: settings of the other networks; further, as UnreadableFile, Cancelled and TimedOut: see
+                `_uniir_training.fit`.
         """
-        from ._uniir_training import Fitting, fit
+        from ._uniir_momentum import MomentumContrast, MomentumFitting
+        from ._uniir_training import Contrast, Fitting, fit
 
-        if not hasattr(self.network, "clip"):
-            raise Unsupported("BLIP_FF learns with momentum encoders and a queue.", "Train CLIP_SF or CLIP_FF.")
+        wanted = Fitting if hasattr(self.network, "clip") else MomentumFitting
+        fitting = fitting or wanted()
+        if type(fitting) is not wanted:
+            given = f"The settings are a `{type(fitting).__name__}`."
+            raise BadInput(given, f"Give this network a `{wanted.__name__}`.")
         made = UniIR(deepcopy(self.network).float(), self.tokenizer, self.pictures)
-        fit(made.network, lessons, out_dir, made._on_cpu, held=held, fitting=fitting or Fitting())
+        learner: torch.nn.Module = Contrast(made.network, fitting.chunk)
+        if isinstance(fitting, MomentumFitting):
+            learner = MomentumContrast(made.network, len(lessons), fitting)
+        fit(learner, lessons, out_dir, made._on_cpu, held=held, fitting=fitting)
         made.network.eval()
         made.save(out_dir)
         return made
