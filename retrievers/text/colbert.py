@@ -9,7 +9,7 @@ texts are cut, as they were in training.
 The same file holds ColBERTv2 (Santhanam et al. 2022, arXiv:2112.01488): its checkpoints have the same shape; `fit`
 learns by either paper's loss; compressed vectors are in `_residual`, and search over them (PLAID, arXiv:2205.09707) is
 the retriever `plaid`. In a library the vectors of this one stand as they are, in a further space (`stores.vectors`),
-searched exactly.
+searched exactly; the first search reads them all, which takes minutes for some thousand passages: take `plaid` there.
 
 Weights: `colbert-ir/colbertv2.0` or whatever else has its names; no package carries one, so put one into
 `weights/colbert` of the home folder, or learn one from any BERT with `from_bert(…).fit(…)`. The code is ours. What
