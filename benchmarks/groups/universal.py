@@ -56,7 +56,7 @@ def cells(plan: Plan) -> list[Cell]:
     job = {
         "packages": {name: version(name) for name in ("transformers", RIVAL, "torch")},
         "items": max(*batches, LEAST),
-        "batches": batches,
+        "batches": list(batches),
         "least": LEAST,
         "rounds": 1 if plan.quick else ROUNDS,
         "seed": plan.seed,
