@@ -25,7 +25,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 
 from ..errors import BadInput
 from ..progress import step
-from .loading import quiet
+from .loading import TOKENIZER, quiet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,7 +91,7 @@ def claim(folder: Path, data: Iterable[object], other: str = "a fit with other s
         if path.read_text("utf-8", "replace") != told:
             raise BadInput(f"`{folder.name}` holds {other}.", "Name an empty folder.")
         return
-    if any((folder / name).exists() for name in (CHECKPOINTS, "model.safetensors")):
+    if any((folder / name).exists() for name in (CHECKPOINTS, "model.safetensors", TOKENIZER)):
         raise BadInput(f"`{folder.name}` holds another model.", "Name an empty folder.")
     folder.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".part")
@@ -118,8 +118,8 @@ def trained(
         network: gives `{"loss": …}` for what `collate` makes of a list of examples.
         data, held: map-style data sets. With held examples the network ends as it was when their loss was lowest.
         label: one of the names in a batch; without any the trainer asks for no loss of what is held back.
-        groups: for AdamW, each with its learning rate (`lr`); default: all parameters; norms,
-            biases and single numbers, such as a scale, do not decay.
+        groups: for AdamW, each with its learning rate (`lr`); default: all parameters, of which
+            norms, biases and single numbers, such as a scale, do not decay.
         watching: further callbacks.
         on_cpu: default: where there is no GPU.
 

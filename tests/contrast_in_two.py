@@ -5,12 +5,10 @@ Argument: a folder, into which each writes its loss and its gradients.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from in_two import started, together
-from safetensors.torch import save_file
+from in_two import started, together, told
 from torch.nn.parallel import DistributedDataParallel
 
 from triptych.retrievers.base import Item, MediaRef, Query, Source
@@ -54,10 +52,7 @@ def main(rank: int, folder: Path) -> None:
         system = VLM2Vec.tiny(0)
         learner = DistributedDataParallel(contrast(system, 2))
         loss = learner(**batch(system, lessons(folder)[OWN[rank]]))["loss"]
-        loss.backward()
-        gradients = {name: one.grad for name, one in learner.module.named_parameters() if one.grad is not None}
-        save_file(gradients, folder / f"{rank}.safetensors")
-        (folder / f"{rank}.json").write_text(json.dumps(loss.item()), "utf-8")
+        told(rank, folder, learner, loss)
 
 
 if __name__ == "__main__":

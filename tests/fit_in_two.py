@@ -5,12 +5,11 @@ Argument: the folder of the batch, into which each writes its loss and its gradi
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from in_two import started, together
-from safetensors.torch import load_file, save_file
+from in_two import started, together, told
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -38,14 +37,11 @@ def main(rank: int, folder: Path) -> None:
     """What each process does: learn from its own rows of the batch, among all."""
     with together(rank, folder):
         batch = load_file(folder / "batch.safetensors")
-        asked, told = OWN[rank]
-        positives = batch["positives"][asked] - told.start  # a process knows of its own passages only
+        asked, passages = OWN[rank]
+        positives = batch["positives"][asked] - passages.start  # a process knows of its own passages only
         learner = DistributedDataParallel(Learner())
-        loss = learner(batch["queries"][asked], batch["passages"][told], positives, batch["right"][asked])
-        loss.backward()
-        gradients = {name: one.grad for name, one in learner.module.named_parameters() if one.grad is not None}
-        save_file(gradients, folder / f"{rank}.safetensors")
-        (folder / f"{rank}.json").write_text(json.dumps(loss.item()), "utf-8")
+        loss = learner(batch["queries"][asked], batch["passages"][passages], positives, batch["right"][asked])
+        told(rank, folder, learner, loss)
 
 
 if __name__ == "__main__":

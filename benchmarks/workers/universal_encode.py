@@ -34,11 +34,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as where:
         items = drawn(Path(where), job["items"], job["edge"], job["seed"])
         sides = engines(job, Path(where) / "weights", device)
-        vectors = {name: encode(items[: max(job["batches"])]) for name, encode in sides.items()}
+        some = items[: max(job["batches"])]
+        vectors = {name: encode(some) for name, encode in sides.items()}
         out.put("stored", {name: stored(found) for name, found in vectors.items()})
         out.put("cosine_min", {name: least_cosine(found, vectors[OURS]) for name, found in vectors.items()})
         out.put("gflop_per_item", gflop(sides[OURS], items[:1]))
-        some = items[: max(job["batches"])]
         out.put("peak_mb", {name: peak_mb(encode, some, device) / len(some) for name, encode in sides.items()})
         per_s: dict[str, dict[int, list[float]]] = {name: {size: [] for size in job["batches"]} for name in sides}
         for _ in range(job["rounds"]):

@@ -64,10 +64,6 @@ class Whole:
         """For `np.savez`."""
         return {"ids": packed(self.ids), "lengths": self.lengths, "vectors": self.vectors}
 
-    @property
-    def nbytes(self) -> int:
-        return int(self.vectors.nbytes + self.lengths.nbytes)
-
 
 @dataclass(frozen=True)
 class Coded:
@@ -111,10 +107,6 @@ class Coded:
     @property
     def lengths(self) -> np.ndarray:
         return self.plaid.lengths
-
-    @property
-    def nbytes(self) -> int:
-        return self.plaid.nbytes
 
 
 P = TypeVar("P", Whole, Coded)

@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...errors import BadInput
-from ..fitting import CLAIM, Course, claim, gathered, in_parts, of_all, trained
+from ..fitting import Course, claim, gathered, in_parts, of_all, trained
 from ._contrastive_training import Learner, key_of
 from ._uniir_fusion import Batch
-from ._uniir_parts import TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -129,8 +128,6 @@ def fit(
     if len(lessons) < 2 or fitting.batch < 2:
         told = f"`{min(len(lessons), fitting.batch)}` lessons in a batch leave nothing to tell apart."
         raise BadInput(told, "Give two or more.")
-    if (out_dir / TEXT).is_dir() and not (out_dir / CLAIM).is_file():
-        raise BadInput(f"`{out_dir.name}` holds another model.", "Name an empty folder.")
     claim(out_dir, [asdict(one) for one in (*lessons, *held)], fitting=fitting)
 
     def collate(drawn: Sequence[Lesson]) -> dict[str, Tensor]:
